@@ -1,0 +1,1 @@
+"""Frontends, intermediate representation, exporters, driver and command line of Secateur."""

@@ -1,0 +1,84 @@
+"""Constant data of the IR: in memory, memory-mapped from a file, or a slice of another constant.
+
+Nothing is read until `numpy()` is called, so a model much larger than memory opens at once and a
+pruned model is written tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+class Constant(ABC):
+    """A tensor known at compile time. `dtype` and `shape` are known without reading the data."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def numpy(self) -> np.ndarray:
+        """The data, of `dtype` and `shape`; read-only by convention."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense data."""
+        return self.size * self.dtype.itemsize
+
+    def take(self, indices: Mapping[int, np.ndarray]) -> Constant:
+        """The slice that keeps `indices[axis]` along each axis named, in that order; lazy."""
+        return TakenConstant(self, {axis: np.asarray(index) for axis, index in indices.items()})
+
+
+class ArrayConstant(Constant):
+    """Data that is in memory."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = np.asarray(array)
+        self.dtype = self._array.dtype
+        self.shape = self._array.shape
+
+    def numpy(self) -> np.ndarray:
+        return self._array
+
+
+@dataclass(frozen=True)
+class MappedConstant(Constant):
+    """Little-endian data at `offset` bytes of `path`, mapped into memory when it is read."""
+
+    path: Path
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def numpy(self) -> np.ndarray:
+        if self.size == 0:
+            return np.zeros(self.shape, self.dtype)
+        return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
+
+
+class TakenConstant(Constant):
+    """A lazy slice of another constant along some of its axes."""
+
+    def __init__(self, base: Constant, indices: dict[int, np.ndarray]) -> None:
+        self._base = base
+        self._indices = indices
+        self.dtype = base.dtype
+        self.shape = tuple(len(indices[a]) if a in indices else d for a, d in enumerate(base.shape))
+
+    def numpy(self) -> np.ndarray:
+        array = self._base.numpy()
+        # The most selective axis first, so that the intermediate copies are small.
+        for axis in sorted(self._indices, key=lambda a: len(self._indices[a]) / max(1, self._base.shape[a])):
+            array = np.take(array, self._indices[axis], axis=axis)
+        return np.ascontiguousarray(array)

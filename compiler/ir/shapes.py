@@ -1,0 +1,107 @@
+"""Types and shapes of every value.
+
+The standard operators are inferred by onnx itself, with its data propagation; `@shape_rule` adds
+operators of other domains, one rule each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from compiler.ir.errors import SecateurError
+from compiler.ir.graph import Dim, Graph, Node, Value, subgraphs
+from compiler.ir.proto import model_proto
+
+ShapeRule = Callable[[Node], list[tuple[np.dtype | None, tuple[Dim, ...] | None]]]
+"""Given a node whose inputs are typed, the (dtype, shape) of each output."""
+
+SHAPE_RULES: dict[tuple[str, str], ShapeRule] = {}
+
+_SHAPE_DATA_LIMIT = 1024
+"""Constants of up to this many elements may hold shapes, axes or indices, and keep their data for inference."""
+
+
+def shape_rule(op: str, domain: str) -> Callable[[ShapeRule], ShapeRule]:
+    """Register the shape rule of `domain::op`, an operator that onnx does not know."""
+
+    def register(rule: ShapeRule) -> ShapeRule:
+        SHAPE_RULES[domain, op] = rule
+        return rule
+
+    return register
+
+
+def infer_shapes(graph: Graph) -> None:
+    """Recompute dtype and shape of every node's outputs in place, from the inputs and constants.
+
+    Values that cannot be inferred keep None. Raises SecateurError `E_SHAPE` when the operators
+    contradict their inputs.
+    """
+    for node in graph.nodes:
+        for value in node.outputs:
+            value.shape = None
+    custom = [n for n in graph.nodes if (n.domain, n.op) in SHAPE_RULES]
+    _infer_standard(graph)
+    for node in custom:
+        before = [v.shape for v in node.outputs]
+        for value, (dtype, shape) in zip(node.outputs, SHAPE_RULES[node.domain, node.op](node), strict=False):
+            value.dtype, value.shape = dtype, shape
+        if before != [v.shape for v in node.outputs]:
+            _infer_standard(graph)
+
+
+def _infer_standard(graph: Graph) -> None:
+    skeleton = model_proto(graph, data_limit=_SHAPE_DATA_LIMIT)
+    for info in skeleton.graph.output:  # stale output shapes must not constrain inference
+        info.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise SecateurError(
+            "E_SHAPE",
+            "the operators contradict the shapes of their inputs",
+            where=str(error).strip().splitlines()[-1].strip()[:300],
+            hint="check the model with onnx.checker; bind symbolic dimensions with --shape where they must agree",
+        ) from None
+    _adopt(graph, inferred.graph)
+
+
+def _adopt(graph: Graph, proto: onnx.GraphProto) -> None:
+    types = {info.name: info.type for info in (*proto.value_info, *proto.output)}
+    for node in graph.nodes:
+        for value in node.outputs:
+            if value.name in types:
+                dtype, shape = _read_type(types[value.name])
+                value.dtype = dtype if dtype is not None else value.dtype
+                value.shape = shape if shape is not None else value.shape
+    bodies = {n.name: n for n in proto.node if any(a.HasField("g") for a in n.attribute)}
+    for node in graph.nodes:
+        for body in subgraphs(node):
+            match = next((a.g for a in bodies[node.name].attribute if a.g.name == (body.name or "main")), None)
+            if match is not None:
+                _adopt(body, match)
+
+
+def _read_type(proto: onnx.TypeProto) -> tuple[np.dtype | None, tuple[Dim, ...] | None]:
+    if not proto.HasField("tensor_type"):
+        return None, None
+    tensor = proto.tensor_type
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
+    if not tensor.HasField("shape"):
+        return dtype, None
+    return dtype, tuple(_read_dim(d) for d in tensor.shape.dim)
+
+
+def _read_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return dim.dim_param or None
+
+
+def same_type(a: Value, b: Value) -> bool:
+    """True when two values have the same dtype and the same shape."""
+    return a.dtype == b.dtype and a.shape == b.shape

@@ -1,0 +1,1 @@
+"""Everything from Graph to Graph: passes, dependency groups, pruning, sparsity."""
