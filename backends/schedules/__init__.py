@@ -1,0 +1,1 @@
+"""Schedules: dense CPU kernels as TIR templates parametrised by `Target`."""

@@ -1,0 +1,199 @@
+"""A small builder of flat, vectorised TIR: what the schedules write their loops with.
+
+It makes the syntax tree directly (no parser, no lowering passes), which is about a hundred times faster than
+TVMScript, and leaves nothing to generic passes: indices are flat, vectors are explicit, registers are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import tvm
+from tvm import tirx
+from tvm.ir import PointerType, PrimType
+
+from backends.schedules.codegen import FLAT
+
+#: A scalar index: a Python number or an int32 expression.
+Index = int | tirx.Expr
+Expr = tirx.Expr
+
+
+class Array:
+    """A flat array of one element type behind a pointer."""
+
+    def __init__(self, emitter: Emitter, buffer: tirx.Buffer) -> None:
+        self._emitter = emitter
+        self.buffer = buffer
+
+    def load(self, index: Index, lanes: int = 1) -> Expr:
+        """`lanes` consecutive elements from `index` on."""
+        return tirx.BufferLoad(self.buffer, [_ramp(index, lanes)])
+
+    def splat(self, index: Index, lanes: int) -> Expr:
+        """The element at `index` in every lane."""
+        return splat(self.load(index), lanes)
+
+    def store(self, index: Index, value: Expr, lanes: int = 1) -> None:
+        """Write `lanes` consecutive elements from `index` on."""
+        self._emitter.add(tirx.BufferStore(self.buffer, value, [_ramp(index, lanes)]))
+
+
+class Registers:
+    """Vector variables that live in registers: every index must be a Python number."""
+
+    def __init__(self, emitter: Emitter, buffer: tirx.Buffer) -> None:
+        self._emitter = emitter
+        self._buffer = buffer
+
+    def __getitem__(self, index: int) -> Expr:
+        return tirx.BufferLoad(self._buffer, [tirx.IntImm("int32", index)])
+
+    def __setitem__(self, index: int, value: Expr) -> None:
+        self._emitter.add(tirx.BufferStore(self._buffer, value, [tirx.IntImm("int32", index)]))
+
+
+class Emitter:
+    """One C function in the making: parameters first, then statements in order."""
+
+    def __init__(self, symbol: str, parallel: bool = False) -> None:
+        self.symbol = symbol
+        self.parallel = parallel
+        self._params: list[tirx.Var] = []
+        self._head: list[tirx.Stmt] = []
+        self._blocks: list[list[tirx.Stmt]] = [[]]
+        self._names = 0
+
+    def param(self, role: str, elements: int, dtype: str = "float32") -> Array:
+        """Declare the next pointer parameter, of at least `elements` elements."""
+        pointer = tirx.Var(role, PointerType(PrimType(dtype), "global"))
+        self._params.append(pointer)
+        buffer = tirx.decl_buffer((max(1, elements),), dtype, name=f"{role}_", data=pointer, layout=None)
+        self._head.append(tirx.DeclBuffer(buffer, data=pointer))
+        return Array(self, buffer)
+
+    def registers(self, count: int, lanes: int, dtype: str = "float32") -> Registers:
+        """Declare `count` vector variables."""
+        kind = dtype if lanes == 1 else f"{dtype}x{lanes}"
+        buffer = tirx.decl_buffer((count,), kind, name=self._name("r"), scope="local", layout=None)
+        self.add(tirx.AllocBuffer(buffer))
+        return Registers(self, buffer)
+
+    def stack(self, elements: int, dtype: str = "float32") -> Array:
+        """Declare a small array on the stack."""
+        buffer = tirx.decl_buffer((elements,), dtype, name=self._name("s"), scope="local", layout=None)
+        self.add(tirx.AllocBuffer(buffer))
+        return Array(self, buffer)
+
+    def add(self, stmt: tirx.Stmt) -> None:
+        """Append a statement to the innermost open block."""
+        self._blocks[-1].append(stmt)
+
+    def let(self, value: Index) -> Expr:
+        """Name a value, so that it is computed once."""
+        if isinstance(value, int) or isinstance(value, tirx.IntImm | tirx.Var):
+            return value
+        var = tirx.Var(self._name("v"), value.ty)
+        self.add(tirx.Bind(var, value))
+        return var
+
+    @contextmanager
+    def loop(self, extent: Index, *, parallel: bool = False) -> Iterator[Expr]:
+        """A loop from 0; `parallel` takes effect in functions built with parallel=True. Extent 1 makes no loop."""
+        if isinstance(extent, int) and extent == 1:
+            yield tirx.IntImm("int32", 0)
+            return
+        var = tirx.Var(self._name("i"), "int32")
+        self._blocks.append([])
+        yield var
+        body = _sequence(self._blocks.pop())
+        kind = tirx.ForKind.PARALLEL if parallel and self.parallel else tirx.ForKind.SERIAL
+        self.add(tirx.For(var, _int(0), _int(extent), kind, body))
+
+    @contextmanager
+    def when(self, condition: Expr | bool) -> Iterator[None]:
+        """Statements that run only if `condition`; a Python truth value decides at compile time."""
+        self._blocks.append([])
+        yield
+        body = self._blocks.pop()
+        known = condition if isinstance(condition, bool) else _constant(condition)
+        if known is None:
+            if body:
+                self.add(tirx.IfThenElse(condition, _sequence(body), None))
+        elif known:
+            self._blocks[-1].extend(body)
+
+    def choose(self, condition: Expr | bool, yes: Callable[[], None], no: Callable[[], None]) -> None:
+        """If `condition` then what `yes` emits, else what `no` emits."""
+        known = condition if isinstance(condition, bool) else _constant(condition)
+        if known is not None:
+            (yes if known else no)()
+            return
+        branches = []
+        for branch in (yes, no):
+            self._blocks.append([])
+            branch()
+            branches.append(_sequence(self._blocks.pop()))
+        self.add(tirx.IfThenElse(condition, branches[0], branches[1]))
+
+    def finish(self) -> tirx.PrimFunc:
+        """The function; it returns 0."""
+        body = [*self._head, *self._blocks[0], tirx.Return(_int(0))]
+        attrs = {"global_symbol": self.symbol, "tirx.noalias": True, "s_tir": True, FLAT: True}
+        func = tirx.PrimFunc(self._params, tirx.SeqStmt(body), ret_type=PrimType("int32"))
+        return func.with_attrs(attrs) if hasattr(func, "with_attrs") else _with_attrs(func, attrs)
+
+    def _name(self, prefix: str) -> str:
+        self._names += 1
+        return f"{prefix}{self._names}"
+
+
+def const(value: float, lanes: int = 1) -> Expr:
+    """A float32 constant, in every lane."""
+    return splat(tirx.FloatImm("float32", value), lanes)
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """A scalar in every lane of a vector."""
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """The chosen lanes of the concatenated vectors."""
+    return tirx.Shuffle(list(vectors), [_int(lane) for lane in lanes])
+
+
+def lanes_of(value: Expr) -> int:
+    """Number of lanes of an expression."""
+    _, _, lanes = str(value.ty.dtype).partition("x")
+    return int(lanes) if lanes else 1
+
+
+def _ramp(index: Index, lanes: int) -> Expr:
+    return _int(index) if lanes == 1 else tirx.Ramp(_int(index), _int(1), lanes)
+
+
+def _int(value: Index) -> Expr:
+    return tirx.IntImm("int32", value) if isinstance(value, int) else value
+
+
+def _constant(condition: Expr) -> bool | None:
+    return bool(condition.value) if isinstance(condition, tirx.IntImm) else None
+
+
+def _sequence(stmts: list[tirx.Stmt]) -> tirx.Stmt:
+    if not stmts:
+        return tirx.Evaluate(_int(0))
+    return stmts[0] if len(stmts) == 1 else tirx.SeqStmt(stmts)
+
+
+def _with_attrs(func: tirx.PrimFunc, attrs: dict[str, object]) -> tirx.PrimFunc:
+    for key, value in attrs.items():
+        func = func.with_attr(key, value)
+    return func
+
+
+def module(funcs: Sequence[tirx.PrimFunc]) -> tvm.IRModule:
+    """An IRModule of functions under their own symbols."""
+    return tvm.IRModule({str(func.attrs["global_symbol"]): func for func in funcs})

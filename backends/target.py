@@ -1,0 +1,170 @@
+"""What a target is: a triple, a processor, and the few numbers that schedules are derived from.
+
+Schedules read vector width, register count and cache sizes from here and from nowhere else, so that one
+template serves AVX2, AVX-512, NEON and WASM.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tvm
+from tvm.target import codegen as llvm
+
+from compiler.ir.errors import SecateurError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine that code is generated for.
+
+    vector_bytes and vector_registers describe the widest useful vector registers, l1_bytes and l2_bytes
+    one core's data caches; triple, cpu and features go to LLVM as they are.
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    vector_bytes: int
+    vector_registers: int
+    l1_bytes: int
+    l2_bytes: int
+    threads: int = 1
+
+    @classmethod
+    def native(cls) -> Target:
+        """The machine this runs on, as LLVM and the kernel describe it."""
+        return _native()
+
+    def lanes(self, dtype: str = "float32") -> int:
+        """Elements of `dtype` in one vector register."""
+        return max(1, self.vector_bytes // np.dtype(dtype).itemsize)
+
+    def to_tvm(self) -> tvm.target.Target:
+        """The same target in TVM's words (kind `llvm`)."""
+        config: dict[str, object] = {"kind": "llvm", "mtriple": self.triple}
+        if self.cpu:
+            config["mcpu"] = self.cpu
+        if self.features:
+            config["mattr"] = list(self.features)
+        return tvm.target.Target(config)
+
+
+_REGISTRY: dict[str, Callable[[], Target]] = {}
+
+
+def register_target(name: str, factory: Callable[[], Target]) -> None:
+    """Make `target(name)` answer with `factory()`; a later registration of a name replaces an earlier one."""
+    _REGISTRY[name] = factory
+
+
+def target_names() -> list[str]:
+    """All names that `target` knows, sorted."""
+    return sorted(_REGISTRY)
+
+
+def target(name: str) -> Target:
+    """The registered target `name`.
+
+    Raises SecateurError E_TARGET for a name that nobody registered.
+    """
+    factory = _REGISTRY.get(name)
+    if factory is None:
+        raise SecateurError("E_TARGET", f"unknown target '{name}'", hint=f"use one of: {', '.join(target_names())}")
+    return factory()
+
+
+@functools.cache
+def _native() -> Target:
+    machine = platform.machine().lower()
+    triple = f"{machine}-linux-gnu" if machine in ("x86_64", "aarch64") else llvm.llvm_get_system_triple()
+    if machine in ("x86_64", "amd64"):
+        cpu, features, vector_bytes, registers = _x86(triple)
+    else:
+        cpu = llvm.llvm_get_system_cpu()
+        cpu = cpu if llvm.llvm_is_valid_cpu(cpu, triple) else "generic"
+        features, vector_bytes, registers = ("+neon",), 16, 32
+    return Target(
+        name="native",
+        triple=triple,
+        cpu=cpu,
+        features=features,
+        vector_bytes=vector_bytes,
+        vector_registers=registers,
+        l1_bytes=_cache_bytes(1, 32 << 10),
+        l2_bytes=_cache_bytes(2, 512 << 10),
+        threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1),
+    )
+
+
+# What LLVM's name of a processor may promise and a hypervisor may hide, per level of the x86-64 psABI.
+_V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_V3 = {"avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}
+
+
+def _x86(triple: str) -> tuple[str, tuple[str, ...], int, int]:
+    """(cpu, features, vector bytes, registers), never beyond what both LLVM and the kernel report."""
+    flags = _cpu_flags()
+    cpu = llvm.llvm_get_system_cpu()
+    known = llvm.llvm_is_valid_cpu(cpu, triple)
+    config = {"kind": "llvm", "mtriple": triple, "mcpu": cpu if known else "x86-64"}
+    promised = set(llvm.llvm_get_cpu_features(tvm.target.Target(config)))
+    if not flags:
+        flags = promised
+    level = 4 if (_V3 | _V4) <= flags else 3 if _V3 <= flags else 2 if "sse4_2" in flags else 1
+    hidden = {feature for feature in _V3 | _V4 if feature in promised} - flags - {"bmi1"}
+    if not known or hidden or level < 3:
+        cpu = {4: "x86-64-v4", 3: "x86-64-v3", 2: "x86-64-v2", 1: "x86-64"}[level]
+    if level == 4:
+        return cpu, ("-prefer-256-bit",), 64, 32
+    return cpu, (), 32 if level == 3 else 16, 16
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _cache_bytes(level: int, default: int) -> int:
+    """Size of core 0's data cache at `level`; half of it where two hardware threads share it is not assumed."""
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            if int((index / "level").read_text()) != level or (index / "type").read_text().strip() == "Instruction":
+                continue
+            size = (index / "size").read_text().strip()
+        except (OSError, ValueError):
+            continue
+        scale = {"K": 1 << 10, "M": 1 << 20}.get(size[-1:], 1)
+        return int(size.rstrip("KM")) * scale
+    return default
+
+
+register_target("native", Target.native)
+register_target(
+    "x86-64-v3", lambda: Target("x86-64-v3", "x86_64-linux-gnu", "x86-64-v3", (), 32, 16, 32 << 10, 512 << 10)
+)
+register_target(
+    "x86-64-v4",
+    lambda: Target("x86-64-v4", "x86_64-linux-gnu", "x86-64-v4", ("-prefer-256-bit",), 64, 32, 32 << 10, 1 << 20),
+)
+register_target(
+    "arm64-linux",
+    lambda: Target("arm64-linux", "aarch64-linux-gnu", "generic", ("+neon",), 16, 32, 32 << 10, 512 << 10),
+)
+register_target(
+    "wasm",
+    lambda: Target("wasm", "wasm32-unknown-unknown", "generic", ("+simd128",), 16, 16, 32 << 10, 256 << 10),
+)
