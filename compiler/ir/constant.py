@@ -35,6 +35,10 @@ class Constant(ABC):
         """Bytes of the dense data."""
         return self.size * self.dtype.itemsize
 
+    def sources(self) -> frozenset[Path]:
+        """The files that the data is read from when it is asked for."""
+        return frozenset()
+
     def take(self, indices: Mapping[int, np.ndarray]) -> Constant:
         """The slice that keeps `indices[axis]` along each axis named, in that order; lazy."""
         return TakenConstant(self, {axis: np.asarray(index) for axis, index in indices.items()})
@@ -66,6 +70,9 @@ class MappedConstant(Constant):
             return np.zeros(self.shape, self.dtype)
         return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
 
+    def sources(self) -> frozenset[Path]:
+        return frozenset({self.path})
+
 
 class TakenConstant(Constant):
     """A lazy slice of another constant along some of its axes."""
@@ -82,3 +89,6 @@ class TakenConstant(Constant):
         for axis in sorted(self._indices, key=lambda a: len(self._indices[a]) / max(1, self._base.shape[a])):
             array = np.take(array, self._indices[axis], axis=axis)
         return np.ascontiguousarray(array)
+
+    def sources(self) -> frozenset[Path]:
+        return self._base.sources()

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.graph import Graph, Node, Value, subgraphs
 
 
 def element_type(dtype: np.dtype | None) -> int:
@@ -34,8 +34,8 @@ def tensor_proto(value: Value) -> onnx.TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(value.numpy()).reshape(value.data.shape), value.name)  # type: ignore[union-attr]
 
 
-def node_proto(node: Node, data_limit: int | None = None) -> onnx.NodeProto:
-    """One node as ONNX; bodies become subgraphs."""
+def node_proto(node: Node) -> onnx.NodeProto:
+    """One node as ONNX; bodies become subgraphs, whose constants the outermost graph holds."""
     proto = onnx.NodeProto(
         op_type=node.op,
         domain=node.domain,
@@ -43,15 +43,13 @@ def node_proto(node: Node, data_limit: int | None = None) -> onnx.NodeProto:
         input=["" if v is None else v.name for v in node.inputs],
         output=[v.name for v in node.outputs],
     )
-    proto.attribute.extend(
-        _attribute(node, key, item, data_limit) for key, item in node.attributes.items() if item is not None
-    )
+    proto.attribute.extend(_attribute(node, key, item) for key, item in node.attributes.items() if item is not None)
     return proto
 
 
-def _attribute(node: Node, key: str, item: Any, data_limit: int | None) -> onnx.AttributeProto:
+def _attribute(node: Node, key: str, item: Any) -> onnx.AttributeProto:
     if isinstance(item, Graph):
-        return helper.make_attribute(key, graph_proto(item, data_limit))
+        return helper.make_attribute(key, _graph_proto(item, [value_info(v) for v in item.inputs], []))
     if isinstance(item, np.ndarray):
         return helper.make_attribute(key, numpy_helper.from_array(item))
     if isinstance(item, list) and not item:
@@ -63,7 +61,7 @@ def _attribute(node: Node, key: str, item: Any, data_limit: int | None) -> onnx.
 
 def _declared_type(node: Node, key: str) -> int:
     try:
-        return int(onnx.defs.get_schema(node.op, domain=node.domain).attributes[key].type)
+        return onnx.defs.get_schema(node.op, domain=node.domain).attributes[key].type.value  # type: ignore[attr-defined]
     except (onnx.defs.SchemaError, KeyError):
         return int(onnx.AttributeProto.INTS)
 
@@ -72,12 +70,27 @@ def graph_proto(graph: Graph, data_limit: int | None = None) -> onnx.GraphProto:
     """The graph as ONNX. Constants of more than `data_limit` elements become inputs (None: all keep their data)."""
     inputs = [value_info(v) for v in graph.inputs]
     initializers = []
-    for constant in graph.constants():
+    for constant in all_constants(graph):
         assert constant.data is not None
         if data_limit is not None and constant.data.size > data_limit:
             inputs.append(value_info(constant))
         else:
             initializers.append(tensor_proto(constant))
+    return _graph_proto(graph, inputs, initializers)
+
+
+def all_constants(graph: Graph) -> list[Value]:
+    """The constants that the graph and its bodies use, each once, in the order of first use."""
+    found = dict.fromkeys(graph.constants())
+    for node in graph.nodes:
+        for body in subgraphs(node):
+            found |= dict.fromkeys(all_constants(body))
+    return list(found)
+
+
+def _graph_proto(
+    graph: Graph, inputs: list[onnx.ValueInfoProto], initializers: list[onnx.TensorProto]
+) -> onnx.GraphProto:
     boundary = {*graph.inputs, *graph.outputs}
     known = [
         value_info(v)
@@ -86,7 +99,7 @@ def graph_proto(graph: Graph, data_limit: int | None = None) -> onnx.GraphProto:
         if v.name and v not in boundary and v.dtype is not None and v.shape is not None
     ]
     return helper.make_graph(
-        [node_proto(n, data_limit) for n in graph.nodes],
+        [node_proto(n) for n in graph.nodes],
         graph.name or "main",
         inputs,
         [value_info(v) for v in graph.outputs],
@@ -97,7 +110,7 @@ def graph_proto(graph: Graph, data_limit: int | None = None) -> onnx.GraphProto:
 
 def model_proto(graph: Graph, data_limit: int | None = None) -> onnx.ModelProto:
     """The graph as a whole ONNX model, without a timestamp: equal graphs give equal bytes."""
-    used = {n.domain for n in graph.nodes if n.domain}
+    used = _domains(graph) - {""}
     opsets = [helper.make_opsetid("", graph.opset)]
     opsets += [helper.make_opsetid(d, graph.domains.get(d, 1)) for d in sorted(used)]
     model = helper.make_model(
@@ -109,3 +122,8 @@ def model_proto(graph: Graph, data_limit: int | None = None) -> onnx.ModelProto:
     for key, text in sorted(graph.metadata.items()):
         model.metadata_props.add(key=key, value=text)
     return model
+
+
+def _domains(graph: Graph) -> set[str]:
+    found = {n.domain for n in graph.nodes}
+    return found.union(*(_domains(body) for n in graph.nodes for body in subgraphs(n)))

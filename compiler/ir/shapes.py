@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from compiler.ir.errors import SecateurError
-from compiler.ir.graph import Dim, Graph, Node, Value, subgraphs
+from compiler.ir.graph import Dim, Graph, Node, Value
 from compiler.ir.proto import model_proto
 
 ShapeRule = Callable[[Node], list[tuple[np.dtype | None, tuple[Dim, ...] | None]]]
@@ -38,9 +38,10 @@ def shape_rule(op: str, domain: str) -> Callable[[ShapeRule], ShapeRule]:
 def infer_shapes(graph: Graph) -> None:
     """Recompute dtype and shape of every node's outputs in place, from the inputs and constants.
 
-    Values that cannot be inferred keep None. Raises SecateurError `E_SHAPE` when the operators
-    contradict their inputs.
+    Values that cannot be inferred keep None, save that graph outputs keep the extents that the model
+    declares for them. Raises SecateurError `E_SHAPE` when the operators contradict their inputs.
     """
+    declared = {value: value.shape for value in graph.outputs}
     for node in graph.nodes:
         for value in node.outputs:
             value.shape = None
@@ -52,6 +53,15 @@ def infer_shapes(graph: Graph) -> None:
             value.dtype, value.shape = dtype, shape
         if before != [v.shape for v in node.outputs]:
             _infer_standard(graph)
+    for value, shape in declared.items():
+        value.shape = _refine(value.shape, shape)
+
+
+def _refine(inferred: tuple[Dim, ...] | None, declared: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
+    """The inferred shape, with what only the declaration knows: extents, and names of symbolic ones."""
+    if inferred is None or declared is None or len(inferred) != len(declared):
+        return declared if inferred is None else inferred
+    return tuple(i if isinstance(i, int) or d is None else d for i, d in zip(inferred, declared, strict=True))
 
 
 def _infer_standard(graph: Graph) -> None:
@@ -80,10 +90,10 @@ def _adopt(graph: Graph, proto: onnx.GraphProto) -> None:
                 value.shape = shape if shape is not None else value.shape
     bodies = {n.name: n for n in proto.node if any(a.HasField("g") for a in n.attribute)}
     for node in graph.nodes:
-        for body in subgraphs(node):
-            match = next((a.g for a in bodies[node.name].attribute if a.g.name == (body.name or "main")), None)
-            if match is not None:
-                _adopt(body, match)
+        if node.name in bodies:
+            for attribute in bodies[node.name].attribute:
+                if isinstance(body := node.attributes.get(attribute.name), Graph):
+                    _adopt(body, attribute.g)
 
 
 def _read_type(proto: onnx.TypeProto) -> tuple[np.dtype | None, tuple[Dim, ...] | None]:
