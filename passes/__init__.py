@@ -1,1 +1,20 @@
 """Everything from Graph to Graph: passes, dependency groups, pruning, sparsity."""
+
+from passes.coupling import Group, Groups, certify, dependency_groups
+from passes.pipeline import Context, Pass, Pipeline, available_passes, make_pass, parse_passes, register_pass
+from passes.structured import Prune
+
+__all__ = [
+    "Context",
+    "Group",
+    "Groups",
+    "Pass",
+    "Pipeline",
+    "Prune",
+    "available_passes",
+    "certify",
+    "dependency_groups",
+    "make_pass",
+    "parse_passes",
+    "register_pass",
+]

@@ -1,0 +1,323 @@
+"""From solved couplings to dependency groups.
+
+Two units are interchangeable when they occupy the same axes, in the same cells, equally often; a
+class of interchangeable units is a permutation symmetry. Classes that constraints tie together
+(the groups of a convolution must stay equally wide) form one group with several blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import passes.coupling.rules  # noqa: F401  (registers the rules)
+from compiler.ir import Graph, Node, Value
+from passes.coupling.extents import UnitLayout
+from passes.coupling.partition import Partition
+from passes.coupling.solver import Coupling, Pin
+
+_MAX_SEARCH = 12
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one constant that a group moves. positions: how many of the axis's positions belong to it."""
+
+    value: Value
+    axis: int
+    positions: int
+    nodes: tuple[Node, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.value.name}[{self.axis}]"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A dependency group: a permutation symmetry of the network.
+
+    blocks: unit ids; the units of one block may be exchanged for each other. One step of pruning takes
+    `step[b]` units of every block b, which keeps the constraint "balanced in len(blocks) blocks".
+    members: the constants' axes that the group moves, in graph order.
+    """
+
+    name: str
+    kind: str
+    blocks: tuple[np.ndarray, ...]
+    step: tuple[int, ...]
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        """How many steps the group holds (its width, for a group of one block)."""
+        return min(len(b) // s for b, s in zip(self.blocks, self.step, strict=True))
+
+    @property
+    def units(self) -> int:
+        """How many units the group holds in all."""
+        return sum(len(b) for b in self.blocks)
+
+    @property
+    def balanced(self) -> int:
+        """The number of blocks that must stay balanced; 1 when unconstrained."""
+        return len(self.blocks)
+
+    def __str__(self) -> str:
+        constraint = f", balanced in {self.balanced} blocks" if self.balanced > 1 else ""
+        return f"{self.name}: {self.units} {self.kind}s{constraint}; {', '.join(map(str, self.members))}"
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """An axis of a constant of which `positions` positions cannot move, and why."""
+
+    value: Value
+    axis: int
+    positions: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.value.name}[{self.axis}]: {self.positions} fixed: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Groups(Sequence[Group]):
+    """The dependency groups of a graph, and the layout of units over its tensors.
+
+    layouts: per value and axis, unit ids (-1 where fixed) or None. unit_count: number of units.
+    fixed: what cannot move, with reasons.
+    """
+
+    graph: Graph
+    groups: tuple[Group, ...]
+    layouts: dict[Value, UnitLayout] = field(repr=False)
+    unit_count: int
+    fixed: tuple[Fixed, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self.groups[index]
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.groups)} dependency groups"]
+        lines += [f"  {group}" for group in self.groups]
+        lines += [f"  {item}" for item in self.fixed]
+        return "\n".join(lines) + "\n"
+
+
+def dependency_groups(graph: Graph) -> Groups:
+    """Find the dependency groups of a graph whose shapes are inferred.
+
+    Operators without a coupling rule pin what they touch. Cost is linear in nodes and channels.
+    """
+    choices: dict[Node, int] = {}
+    best: tuple[int, Coupling, _Classes] | None = None
+    for _ in range(_MAX_SEARCH):
+        coupling = Coupling(graph, choices)
+        coupling.solve()
+        classes = _Classes(coupling)
+        dead = [n for n, (labels, _) in coupling.splits.items() if not classes.alive(labels)]
+        if best is None or len(dead) < best[0]:
+            best = (len(dead), coupling, classes)
+        advancing = [n for n in dead if choices.get(n, 0) + 1 < coupling.splits[n][1]]
+        if not advancing:
+            break
+        for node in advancing:
+            choices[node] = choices.get(node, 0) + 1
+    assert best is not None
+    return _collect(graph, best[1], best[2])
+
+
+class _Classes:
+    """Interchangeable units of a solved coupling, and how balance ties classes into groups."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        self.coupling = coupling
+        self.pin = coupling.pin_of_point()
+        signature = _signatures(coupling)
+        roots = np.unique(np.concatenate([[], *self._used_roots()]).astype(np.int64))
+        free = roots[self.pin[roots] == 0]
+        _, inverse, counts = np.unique(signature[free], return_inverse=True, return_counts=True)
+        self.class_of = np.full(len(coupling.partition), -1, np.int64)
+        self.class_of[free] = inverse
+        self.sizes = counts
+        self.units = np.split(free[np.argsort(inverse, kind="stable")], np.cumsum(counts)[:-1]) if len(free) else []
+        self.bundles = self._bundle()
+
+    def alive(self, labels: np.ndarray) -> bool:
+        """True when some unit of `labels` can be pruned."""
+        usable = {k for classes, steps in self.bundles if _steps(self.sizes, classes, steps) > 1 for k in classes}
+        return bool(np.isin(self.class_of[self.coupling.partition.find(labels)], list(usable)).any())
+
+    def _used_roots(self) -> Iterator[np.ndarray]:
+        seen: set[int] = set()
+        for layout in self.coupling.layouts().values():
+            for labels in layout:
+                if labels is not None and id(labels) not in seen:
+                    seen.add(id(labels))
+                    yield self.coupling.partition.find(labels).ravel()
+
+    def _bundle(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Groups as (classes, units of each class that one step takes); unbalanceable ones are left out."""
+        constraints = [m for m in self._constraints() if len(m) > 1]
+        ties = Partition()
+        classes = ties.fresh(len(self.sizes))
+        for matrix in constraints:
+            involved = np.flatnonzero(matrix.any(axis=0))
+            ties.union(classes[involved[:1]], classes[involved])
+        members: dict[int, list[int]] = {}
+        for k, root in enumerate(ties.find(classes)):
+            members.setdefault(int(root), []).append(k)
+        found = []
+        for group in members.values():
+            own = [m[:, group] for m in constraints if m[:, group].any()]
+            sizes = self.sizes[group]
+            for steps in (np.ones(len(group), np.int64), sizes // math.gcd(*sizes.tolist())):
+                if all(len(set((m @ steps).tolist())) == 1 for m in own):
+                    found.append((tuple(group), tuple(int(s) for s in steps)))
+                    break
+        return found
+
+    def _constraints(self) -> Iterator[np.ndarray]:
+        """For each constraint, the distinct cells' contents as counts per class, [cells, classes]."""
+        find = self.coupling.partition.find
+        for layout in self.coupling.layouts().values():
+            for axis, labels in enumerate(layout):
+                if labels is not None and labels.size != labels.shape[axis]:
+                    rows = np.moveaxis(find(labels), axis, -1).reshape(-1, labels.shape[axis])
+                    yield self._contents(np.unique(rows, axis=0))
+        for balance in self.coupling.balances:
+            order = np.argsort(balance.cells, kind="stable")
+            yield self._contents(find(balance.labels)[order].reshape(int(balance.cells.max()) + 1, -1))
+
+    def _contents(self, rows: np.ndarray) -> np.ndarray:
+        counts = np.zeros((len(rows), len(self.sizes) + 1), np.int64)
+        np.add.at(counts, (np.arange(len(rows))[:, None], self.class_of[rows]), 1)
+        return np.unique(counts[:, :-1], axis=0)
+
+
+def _steps(sizes: np.ndarray, classes: tuple[int, ...], steps: tuple[int, ...]) -> int:
+    return min(int(sizes[k]) // s for k, s in zip(classes, steps, strict=True))
+
+
+def _mix(numbers: np.ndarray | int) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014): spreads integers over 64 bits."""
+    z = np.asarray(numbers, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _signatures(coupling: Coupling) -> np.ndarray:
+    """A hash per unit of the multiset of (axis, cell) that it occupies."""
+    signature = np.zeros(len(coupling.partition), np.uint64)
+    find = coupling.partition.find
+    seen: set[int] = set()
+    axis_id = 0
+    with np.errstate(over="ignore"):
+        for layout in coupling.layouts().values():
+            for axis, labels in enumerate(layout):
+                if labels is None or id(labels) in seen:
+                    continue
+                seen.add(id(labels))
+                axis_id += 1
+                salt = _mix(axis_id)
+                roots = find(labels)
+                cells = [1 if a == axis else d for a, d in enumerate(labels.shape)]
+                cell = np.arange(math.prod(cells), dtype=np.uint64).reshape(cells)
+                np.add.at(signature, roots, np.broadcast_to(_mix(cell ^ salt), roots.shape))
+                for other in (a for a, d in enumerate(cells) if d > 1):
+                    _add_row_contents(signature, find, layout[other], roots, other, salt)
+        for balance in coupling.balances:
+            axis_id += 1
+            np.add.at(signature, find(balance.labels), _mix(balance.cells.astype(np.uint64) ^ _mix(axis_id)))
+    return signature
+
+
+def _add_row_contents(  # type: ignore[no-untyped-def]
+    signature: np.ndarray, find, row_labels: np.ndarray | None, roots: np.ndarray, axis: int, salt: np.ndarray
+) -> None:
+    """Rows that condition other labels are interchangeable only when they hold the same units."""
+    if row_labels is None:
+        return
+    others = tuple(a for a in range(roots.ndim) if a != axis)
+    contents = _mix(roots).sum(axis=others, dtype=np.uint64)
+    wide = np.broadcast_to(
+        contents.reshape([-1 if a == axis else 1 for a in range(roots.ndim)]), np.broadcast_shapes(row_labels.shape)
+    )
+    np.add.at(signature, find(row_labels), _mix(wide ^ salt))
+
+
+def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
+    """Number the units that can be pruned, and describe groups and what is fixed."""
+    find = coupling.partition.find
+    usable = [(k, s) for k, s in classes.bundles if _steps(classes.sizes, k, s) > 1]
+    unit_of = np.full(len(coupling.partition), -1, np.int64)
+    group_of_unit: list[int] = []
+    blocks: list[tuple[np.ndarray, ...]] = []
+    for index, (members, _) in enumerate(usable):
+        made = []
+        for k in members:
+            ids = np.arange(len(group_of_unit), len(group_of_unit) + len(classes.units[k]))
+            unit_of[classes.units[k]] = ids
+            group_of_unit += [index] * len(ids)
+            made.append(ids)
+        blocks.append(tuple(made))
+    layouts: dict[Value, UnitLayout] = {}
+    cache: dict[int, np.ndarray | None] = {}
+    for value, layout in coupling.layouts().items():
+        layouts[value] = []
+        for labels in layout:
+            if labels is not None and id(labels) not in cache:
+                units = unit_of[find(labels)]
+                cache[id(labels)] = units if (units >= 0).any() else None
+            layouts[value].append(None if labels is None else cache[id(labels)])
+    members_of, fixed = _members(graph, coupling, classes, layouts, np.array(group_of_unit, np.int64))
+    groups = [
+        Group(str(members_of[i][0]) if i in members_of else f"group{i}", "channel", b, s, tuple(members_of.get(i, ())))
+        for i, (b, (_, s)) in enumerate(zip(blocks, usable, strict=True))
+    ]
+    order = {c: i for i, c in enumerate(graph.constants())}
+    groups.sort(key=lambda g: order[g.members[0].value] if g.members else len(order))
+    return Groups(graph, tuple(groups), layouts, len(group_of_unit), tuple(fixed))
+
+
+def _members(
+    graph: Graph, coupling: Coupling, classes: _Classes, layouts: dict[Value, UnitLayout], group_of: np.ndarray
+) -> tuple[dict[int, list[Member]], list[Fixed]]:
+    uses: dict[Value, list[Node]] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            if value is not None and value.is_constant:
+                uses.setdefault(value, []).append(node)
+    members: dict[int, list[Member]] = {}
+    fixed: list[Fixed] = []
+    for value in graph.constants():
+        for axis, labels in enumerate(coupling.layouts().get(value, ())):
+            if labels is None:
+                continue
+            units = layouts[value][axis]
+            if units is not None:
+                groups, counts = np.unique(group_of[np.unique(units[units >= 0])], return_counts=True)
+                for g, n in zip(groups.tolist(), counts.tolist(), strict=True):
+                    members.setdefault(g, []).append(Member(value, axis, n, tuple(uses[value])))
+            roots = np.unique(
+                coupling.partition.find(labels) if units is None else coupling.partition.find(labels)[units < 0]
+            )
+            fixed += _explain(value, axis, roots, coupling, classes)
+    return members, fixed
+
+
+def _explain(value: Value, axis: int, roots: np.ndarray, coupling: Coupling, classes: _Classes) -> Iterator[Fixed]:
+    pins, counts = np.unique(classes.pin[roots], return_counts=True)
+    for pin, count in zip(pins.tolist(), counts.tolist(), strict=True):
+        why: Pin | str = coupling.pins[pin - 1] if pin else "no other unit is interchangeable, or balance forbids it"
+        yield Fixed(value, axis, count, str(why))

@@ -1,0 +1,156 @@
+"""Convolutions and pooling: channels couple, space is fixed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compiler.ir import Node, Value
+from passes.coupling.extents import Kept, extent_rule
+from passes.coupling.solver import Coupling, coupling_rule
+
+
+def fix_space(c: Coupling, x: Value, node: Node) -> None:
+    """Pin the axes from 2 on, and make the others independent of them: a window mixes neighbours."""
+    for axis in range(2, x.rank or 0):
+        c.pin_axis(x, axis, node, f"{node.op} slides a window along this axis")
+        c.decondition(x, axis)
+
+
+def _operands(node: Node) -> tuple[Value, Value]:
+    x, weight = node.inputs[0], node.inputs[1]
+    assert x is not None and weight is not None
+    return x, weight
+
+
+@coupling_rule("Conv")
+def conv(c: Coupling, node: Node) -> None:
+    """W[Cout, Cin/g, ...]: input channels meet axis 1, output channels come from axis 0."""
+    x, weight = _operands(node)
+    fix_space(c, x, node)
+    for axis in range(2, weight.rank or 0):
+        c.define(weight, axis, None, node)
+    groups = int(node.attribute("group", 1))
+    channels = c.plain(x, 1)
+    if groups == 1:
+        c.set_plain(weight, 1, channels, node)
+        out = c.plain(weight, 0)
+    else:
+        out = _grouped(c, node, weight, channels, groups, out_axis=0, in_axis=1)
+    _finish(c, node, x, out)
+
+
+@coupling_rule("ConvTranspose")
+def conv_transpose(c: Coupling, node: Node) -> None:
+    """W[Cin, Cout/g, ...]: the axes are exchanged."""
+    x, weight = _operands(node)
+    fix_space(c, x, node)
+    for axis in range(2, weight.rank or 0):
+        c.define(weight, axis, None, node)
+    groups = int(node.attribute("group", 1))
+    channels = c.plain(x, 1)
+    if groups == 1:
+        c.set_plain(weight, 0, channels, node)
+        out = c.plain(weight, 1)
+    else:
+        c.set_plain(weight, 0, channels, node)
+        out = _grouped_transpose(c, node, weight, channels, groups)
+    _finish(c, node, x, out)
+
+
+def _finish(c: Coupling, node: Node, x: Value, out: np.ndarray | None) -> None:
+    bias, y = node.input(2), node.outputs[0]
+    if bias is not None:
+        c.set_plain(bias, 0, out, node)
+    rank = y.rank or 0
+    batch = c.axis(x, 0)
+    layout = [batch, None if out is None else out.reshape([-1 if a == 1 else 1 for a in range(rank)])]
+    c.set(y, [*layout, *[None] * (rank - 2)])
+
+
+def _grouped(
+    c: Coupling, node: Node, weight: Value, channels: np.ndarray | None, groups: int, out_axis: int, in_axis: int
+) -> np.ndarray | None:
+    """Output labels of a grouped convolution; None when its channels are fixed."""
+    shape = weight.static_shape
+    assert shape is not None
+    per_out, per_in = shape[out_axis] // groups, shape[in_axis]
+    if per_in == 1:  # depthwise: the group itself is what moves, with all outputs it has
+        own = c.plain(weight, out_axis)
+        if channels is None or own is None:
+            c.pin(own, node, "each output reads one fixed input channel")
+            c.pin(channels, node, "each output reads one fixed input channel")
+            return own
+        c.partition.union(np.repeat(channels, per_out), own)
+        return own
+    own = c.plain(weight, out_axis)
+    blocks = np.arange(shape[out_axis]) // per_out
+    if channels is None:
+        c.define(weight, in_axis, None, node)
+    else:
+        rows = channels.reshape(groups, per_in)[blocks]
+        c.define(weight, in_axis, rows.reshape(rows.shape + (1,) * (len(shape) - 2)), node)
+        c.balance(channels, np.arange(len(channels)) // per_in, node)
+    if own is not None:
+        c.balance(own, blocks, node)
+    return own
+
+
+def _grouped_transpose(
+    c: Coupling, node: Node, weight: Value, channels: np.ndarray | None, groups: int
+) -> np.ndarray | None:
+    """Output labels of a grouped transposed convolution, whose output channels are conditional on its input's group."""
+    shape = weight.static_shape
+    assert shape is not None
+    per_in, per_out = shape[0] // groups, shape[1]
+    if per_in == 1 and per_out == 1:
+        return channels
+    own = c.partition.fresh(groups * per_out)
+    if per_in == 1:
+        if channels is None:
+            c.pin(own, node, "each output reads one fixed input channel")
+        else:
+            c.partition.union(np.repeat(channels, per_out), own)
+        # The weight's rows are the groups; its columns move within their row only if they all move alike.
+        c.pin_axis(weight, 1, node, "the outputs of one channel move together")
+        return own
+    blocks = np.arange(shape[0]) // per_in
+    rows = own.reshape(groups, per_out)[blocks]
+    if channels is not None:
+        c.balance(channels, blocks, node)
+    if per_out > 1:
+        c.define(weight, 1, rows.reshape(rows.shape + (1,) * (len(shape) - 2)), node)
+    else:
+        c.pin(own, node, "each output belongs to one group of inputs")
+    c.balance(own, np.arange(groups * per_out) // per_out, node)
+    return own
+
+
+@coupling_rule("MaxPool", "AveragePool", "LpPool")
+def pool(c: Coupling, node: Node) -> None:
+    """Batch and channels pass; space is fixed."""
+    x = node.inputs[0]
+    assert x is not None
+    fix_space(c, x, node)
+    layout = c.layout(x)
+    for value in node.outputs:
+        c.set(value, [*layout[:2], *[None] * (len(layout) - 2)])
+
+
+@coupling_rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+def global_pool(c: Coupling, node: Node) -> None:
+    """A reduction over space, which does not tell positions apart."""
+    x = node.inputs[0]
+    assert x is not None
+    for axis in range(2, x.rank or 0):
+        c.decondition(x, axis)
+    layout = c.layout(x)
+    c.set(node.outputs[0], [*layout[:2], *[None] * (len(layout) - 2)])
+
+
+@extent_rule("Conv", "ConvTranspose")
+def group_extents(new: Node, old: Node, kept: Kept) -> None:
+    """Where a group is one input channel, groups go with their channels; otherwise their number stays."""
+    x, _ = _operands(old)
+    groups = int(old.attribute("group", 1))
+    if groups > 1 and x.shape is not None and x.shape[1] == groups and kept.mask(x, 1) is not None:
+        new.attributes["group"] = kept.count(x, 1)

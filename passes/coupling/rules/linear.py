@@ -1,0 +1,92 @@
+"""Matrix products: the contracted axes meet, the free axes pass, the batch axes broadcast."""
+
+from __future__ import annotations
+
+from compiler.ir import Node, Value
+from passes.coupling.rules.elementwise import broadcast
+from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
+
+
+@coupling_rule("Gemm")
+def gemm(c: Coupling, node: Node) -> None:
+    """Y[M, N] = A'[M, K] B'[K, N] + C, C broadcast to [M, N]."""
+    a, b, bias, y = node.inputs[0], node.inputs[1], node.input(2), node.outputs[0]
+    assert a is not None and b is not None
+    rows, inner_a = (1, 0) if node.attribute("transA", 0) else (0, 1)
+    inner_b, columns = (1, 0) if node.attribute("transB", 0) else (0, 1)
+    c.plain(a, inner_a)
+    c.set_plain(b, inner_b, c.plain(a, inner_a), node)
+    m, n = c.plain(a, rows), c.plain(b, columns)
+    c.set(y, [None if m is None else m.reshape(-1, 1), None if n is None else n.reshape(1, -1)])
+    if bias is not None and bias.rank:
+        c.set(y, broadcast(c, node, [y, bias], 2))
+
+
+@coupling_rule("MatMul")
+def matmul(c: Coupling, node: Node) -> None:
+    """[..., M, K] x [..., K, N]; either side may be a vector. Labels conditional on batch axes stay so."""
+    a, b, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert a is not None and b is not None
+    rank = max(a.rank or 0, b.rank or 0, 2)
+    if a.rank == 0 or b.rank == 0:
+        c.refuse(node, "MatMul of a scalar")
+        return
+    layout_a = _as_matrix(c, a, rank, vector_axis=rank - 1, contracted=(a.rank or 0) - 1)
+    layout_b = _as_matrix(c, b, rank, vector_axis=rank - 2, contracted=max(0, (b.rank or 0) - 2))
+    # The contracted labels may depend on neither free axis.
+    inner_a = _independent(c, layout_a[rank - 1], rank - 2)
+    inner_b = _independent(c, layout_b[rank - 2], rank - 1)
+    if inner_b is not None:
+        inner_b = inner_b.swapaxes(rank - 1, rank - 2)
+    if inner_a is not None or inner_b is not None:
+        c.tie(inner_a, inner_b, node)
+    out: Layout = []
+    for axis in range(rank - 2):
+        out.append(_batch(c, node, a, b, layout_a, layout_b, axis, rank))
+    if (a.rank or 0) > 1:
+        out.append(layout_a[rank - 2])
+    if (b.rank or 0) > 1:
+        out.append(layout_b[rank - 1])
+    out = [None if t is None else _squeeze(t, a.rank or 0, b.rank or 0, rank) for t in out]
+    c.set(y, out)
+
+
+def _as_matrix(c: Coupling, value: Value, rank: int, vector_axis: int, contracted: int) -> Layout:
+    """The operand's layout at `rank` axes, with every axis independent of the contracted one."""
+    layout = c.decondition(value, contracted)
+    if value.rank == 1:
+        only = layout[0]
+        full: Layout = [None] * rank
+        if only is not None:
+            full[vector_axis] = only.reshape([-1 if a == vector_axis else 1 for a in range(rank)])
+        return full
+    missing = rank - len(layout)
+    return [None] * missing + [None if t is None else t.reshape((1,) * missing + t.shape) for t in layout]
+
+
+def _independent(c: Coupling, labels: Labels | None, axis: int) -> Labels | None:
+    if labels is None or labels.shape[axis] == 1:
+        return labels
+    first = labels.take([0], axis=axis)
+    c.partition.union(first, labels)
+    return first
+
+
+def _batch(
+    c: Coupling, node: Node, a: Value, b: Value, layout_a: Layout, layout_b: Layout, axis: int, rank: int
+) -> Labels | None:
+    """Labels of one batch axis of the result: those of the operands that have it."""
+    present = []
+    for value, layout in ((a, layout_a), (b, layout_b)):
+        own = axis - rank + (value.rank or 0)
+        if own >= 0 and value.shape is not None and value.shape[own] != 1 and (value.rank or 0) > 1:
+            present.append(layout[axis])
+    if len(present) == 2:
+        return c.tie(present[0], present[1], node)
+    return present[0] if present else None
+
+
+def _squeeze(labels: Labels, rank_a: int, rank_b: int, rank: int) -> Labels:
+    """Drop the matrix axes that a vector operand does not have."""
+    drop = [axis for axis, gone in ((rank - 2, rank_a == 1), (rank - 1, rank_b == 1)) if gone]
+    return labels.squeeze(tuple(drop)) if drop else labels

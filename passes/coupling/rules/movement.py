@@ -1,0 +1,435 @@
+"""Operators that only move elements. Labels go through as data: each rule is an array operation on them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from compiler.ir import Dim, Node, SecateurError, Value
+from passes.coupling.extents import Kept, constant_operand, extent_rule
+from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
+
+
+@coupling_rule("Transpose")
+def transpose(c: Coupling, node: Node) -> None:
+    """Axes change places, and with them the conditions of labels."""
+    x = node.inputs[0]
+    assert x is not None
+    order = [int(a) for a in node.attribute("perm", range(x.rank or 0)[::-1])]
+    layout = c.layout(x)
+    c.set(node.outputs[0], [None if (t := layout[a]) is None else t.transpose(order) for a in order])
+
+
+@coupling_rule("Squeeze", "Unsqueeze", "Reshape", "Flatten")
+def reshape(c: Coupling, node: Node) -> None:
+    """Any regrouping of extents in row-major order."""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    target = node.input(1)
+    if node.op == "Reshape" and target is not None and not target.is_constant:
+        c.refuse(node, "Reshape to a shape that is computed at run time")
+        return
+    segments = align(x.shape or (), y.shape or ())
+    if segments is None:
+        c.refuse(node, f"{node.op} regroups extents that are not known")
+        return
+    c.set(y, regroup(c, node, x, c.layout(x), y.shape or (), segments))
+
+
+Segment = tuple[list[int], list[int]]
+
+
+def align(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[Segment] | None:
+    """The finest cut of two shapes into runs of axes with equal products; None when that cannot be known.
+
+    Equal symbolic extents match from either end; what lies between must be numbers, or one run.
+    """
+    head = 0
+    while head < min(len(before), len(after)) and _equal(before[head], after[head]):
+        head += 1
+    tail = 0
+    while tail < min(len(before), len(after)) - head and _equal(before[-1 - tail], after[-1 - tail]):
+        tail += 1
+    segments: list[Segment] = [([a], [a]) for a in range(head)]
+    i, j = head, head
+    end_i, end_j = len(before) - tail, len(after) - tail
+    if any(d == 0 for d in (*before, *after)):
+        return None
+    while i < end_i or j < end_j:
+        left: list[int] = []
+        right: list[int] = []
+        product_left = product_right = 1
+        while True:
+            if product_left == product_right and (left or right):
+                break
+            if (product_left <= product_right and i < end_i) or j >= end_j:
+                if i >= end_i or not isinstance(before[i], int):
+                    return None
+                product_left *= int(before[i])  # type: ignore[arg-type]
+                left.append(i)
+                i += 1
+            else:
+                if not isinstance(after[j], int):
+                    return None
+                product_right *= int(after[j])  # type: ignore[arg-type]
+                right.append(j)
+                j += 1
+        segments.append((left, right))
+    segments += [([len(before) - k], [len(after) - k]) for k in range(tail, 0, -1)]
+    return segments
+
+
+def _equal(a: Dim, b: Dim) -> bool:
+    return a is not None and a == b
+
+
+def regroup(
+    c: Coupling, node: Node, x: Value, layout: Layout, after: tuple[Dim, ...], segments: list[Segment]
+) -> Layout:
+    """The layout after a Reshape whose runs of axes are `segments`."""
+    before = x.shape or ()
+    out: Layout = [None] * len(after)
+    for left, right in segments:
+        labelled = [a for a in left if layout[a] is not None]
+        if not labelled:
+            continue
+        for axis in labelled[:-1]:
+            c.pin(layout[axis], node, f"{node.op} merges this axis with another that moves")
+        joint = _move(layout[labelled[-1]], before, after, segments, (left, right))
+        wide = [a for a in right if after[a] != 1]
+        if len(wide) == 1:
+            out[wide[0]] = joint
+            continue
+        axis, joint = _attach(c, node, joint, wide)
+        out[axis] = joint
+    return out
+
+
+def _move(
+    labels: Labels | None, before: tuple[Dim, ...], after: tuple[Dim, ...], segments: list[Segment], own: Segment
+) -> Labels:
+    """Labels over the new axes: full over the runs that they depend on, 1 over the others."""
+    assert labels is not None
+    full, shape = [1] * len(before), [1] * len(after)
+    for left, right in segments:
+        if (left, right) == own or any(labels.shape[a] > 1 for a in left):
+            for a in left:
+                d = before[a]
+                full[a] = d if isinstance(d, int) else labels.shape[a]
+            for a in right:
+                d = after[a]
+                shape[a] = d if isinstance(d, int) else 1
+            if math.prod(full[a] for a in left) != math.prod(shape[a] for a in right):
+                shape[right[0]] = math.prod(full[a] for a in left)
+    return np.broadcast_to(labels, full).reshape(shape)
+
+
+def _attach(c: Coupling, node: Node, joint: Labels, wide: list[int]) -> tuple[int, Labels]:
+    """Which of the new axes a run's labels belong to: the one they vary along, else one to be searched for."""
+    roots = c.partition.find(joint)
+    for axis in wide:
+        first = roots
+        for other in wide:
+            if other != axis:
+                first = first.take([0], axis=other)
+        if np.array_equal(np.broadcast_to(first, roots.shape), roots):
+            for other in wide:
+                if other != axis:
+                    joint = joint.take([0], axis=other)
+            return axis, joint
+    return c.choose(node, joint, wide[::-1]), joint
+
+
+def take(layout: Layout, axis: int, index: np.ndarray) -> Layout:
+    """The layout of a tensor indexed along one axis."""
+    return [None if t is None else (t.take(index, axis=axis) if t.shape[axis] > 1 else t) for t in layout]
+
+
+@coupling_rule("Concat")
+def concat(c: Coupling, node: Node) -> None:
+    """Along its axis, operands follow one another; along the others they meet."""
+    operands = [v for v in node.inputs if v is not None]
+    y = node.outputs[0]
+    rank = y.rank or 0
+    axis = int(node.attribute("axis")) % rank
+    for value in operands:
+        c.decondition(value, axis)
+    out: Layout = []
+    for a in range(rank):
+        if a == axis:
+            out.append(_concatenate(c, node, operands, axis, rank))
+            continue
+        labels = c.axis(operands[0], a)
+        for value in operands[1:]:
+            labels = c.tie(labels, c.axis(value, a), node)
+        out.append(labels)
+    c.set(y, out)
+
+
+def _concatenate(c: Coupling, node: Node, operands: list[Value], axis: int, rank: int) -> Labels | None:
+    parts = []
+    for value in operands:
+        assert value.shape is not None
+        labels, extent = c.axis(value, axis), value.shape[axis]
+        if labels is None:
+            if not isinstance(extent, int):
+                for other in operands:
+                    c.pin_axis(other, axis, node, "concatenated with a part of unknown extent")
+                return None
+            labels = c.fresh(extent, axis, rank)
+            c.pin(labels, node, f"{value.name!r} is fixed")
+        parts.append(labels)
+    if all(p.size == 0 for p in parts):
+        return None
+    shape = np.broadcast_shapes(*[[1 if a == axis else d for a, d in enumerate(p.shape)] for p in parts])
+    full = [[p.shape[axis] if a == axis else d for a, d in enumerate(shape)] for p in parts]
+    return np.concatenate([np.broadcast_to(p, f) for p, f in zip(parts, full, strict=True)], axis=axis)
+
+
+@coupling_rule("Split")
+def split(c: Coupling, node: Node) -> None:
+    """Each output is a run of the input's positions."""
+    x, sizes = node.inputs[0], node.input(1)
+    assert x is not None and x.shape is not None
+    axis = int(node.attribute("axis", 0)) % len(x.shape)
+    extents = [v.shape[axis] if v.shape else None for v in node.outputs]
+    if (sizes is not None and not sizes.is_constant) or not all(isinstance(e, int) for e in extents):
+        c.refuse(node, "Split into sizes that are not known")
+        return
+    layout, start = c.layout(x), 0
+    for value, extent in zip(node.outputs, extents, strict=True):
+        assert isinstance(extent, int)
+        c.set(value, take(layout, axis, np.arange(start, start + extent)))
+        start += extent
+
+
+@coupling_rule("Slice")
+def slice_(c: Coupling, node: Node) -> None:
+    """A run of positions along each axis named; unknown bounds pin the axis."""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None and x.shape is not None
+    if any(v is not None and not v.is_constant for v in node.inputs[1:]):
+        c.refuse(node, "Slice with bounds that are computed at run time")
+        return
+    layout = c.layout(x)
+    for axis, selection in slice_bounds(node).items():
+        extent = x.shape[axis]
+        if isinstance(extent, int):
+            layout = take(layout, axis, np.arange(extent)[selection])
+        elif any(t is not None and t.shape[axis] > 1 for t in layout):
+            c.refuse(node, "Slice of an axis of unknown extent")
+            return
+    c.set(y, layout)
+
+
+def slice_bounds(node: Node) -> dict[int, slice]:
+    """The python slice that a Slice node with constant operands applies to each axis."""
+    x = node.inputs[0]
+    assert x is not None
+    rank = x.rank or 0
+    starts, ends, *optional = (
+        [] if (v := node.input(i)) is None else [int(n) for n in v.numpy().ravel()] for i in range(1, 5)
+    )
+    axes = optional[0] or list(range(len(starts)))
+    steps = optional[1] or [1] * len(starts)
+    found = {}
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        extent = x.shape[axis % rank] if x.shape else None
+        stop: int | None = end
+        if step < 0 and isinstance(extent, int) and end < -extent:
+            stop = None  # ONNX spells "through the first element" as a very negative end
+        found[axis % rank] = slice(start, stop, step)
+    return found
+
+
+@coupling_rule("Pad")
+def pad(c: Coupling, node: Node) -> None:
+    """Constant padding adds positions that are free to go (the zero channels of an option-A shortcut)."""
+    x, y, pads_value = node.inputs[0], node.outputs[0], node.input(1)
+    assert x is not None and x.shape is not None and pads_value is not None
+    axes_value = node.input(3)
+    if not pads_value.is_constant or (axes_value is not None and not axes_value.is_constant):
+        c.refuse(node, "Pad by amounts that are computed at run time")
+        return
+    rank = len(x.shape)
+    amounts = {a: n for a, n in pad_amounts(node).items() if n != (0, 0)}
+    grows = node.attribute("mode", "constant") == "constant" and all(n >= 0 for pair in amounts.values() for n in pair)
+    for axis in amounts:
+        c.decondition(x, axis)
+        if not grows:
+            c.pin_axis(x, axis, node, "Pad mirrors, repeats or crops positions of this axis")
+    own = {axis: c.plain(x, axis) for axis in amounts}
+    layout = c.layout(x)
+    for axis, (before, after) in amounts.items():
+        labels = own[axis]
+        if labels is not None and grows:
+            labels = np.concatenate([c.partition.fresh(before), labels, c.partition.fresh(after)])
+            layout[axis] = labels.reshape([-1 if a == axis else 1 for a in range(rank)])
+        else:
+            layout[axis] = None
+    c.set(y, layout)
+
+
+def pad_amounts(node: Node) -> dict[int, tuple[int, int]]:
+    """(before, after) for each axis that a Pad node with constant operands names."""
+    x, pads, axes_value = node.inputs[0], node.inputs[1], node.input(3)
+    assert x is not None and pads is not None
+    rank = x.rank or 0
+    amounts = [int(n) for n in pads.numpy().ravel()]
+    axes = list(range(rank)) if axes_value is None else [int(a) % rank for a in axes_value.numpy().ravel()]
+    half = len(amounts) // 2
+    return {axis: (amounts[i], amounts[half + i]) for i, axis in enumerate(axes)}
+
+
+@coupling_rule("Gather")
+def gather(c: Coupling, node: Node) -> None:
+    """Constant indices re-use positions; indices from data tell positions apart."""
+    x, index = node.inputs[0], node.inputs[1]
+    assert x is not None and x.shape is not None and index is not None
+    axis = int(node.attribute("axis", 0)) % len(x.shape)
+    extra = (index.rank or 0) - 1
+    if not index.is_constant or extra != 0 or not isinstance(x.shape[axis], int):
+        c.pin_axis(x, axis, node, "Gather picks single positions of this axis")
+        layout = c.decondition(x, axis)
+        kept = [*layout[:axis], *[None] * (extra + 1), *layout[axis + 1 :]]
+        c.set(node.outputs[0], [None if t is None else _widen(t, axis, extra) for t in kept])
+        return
+    positions = index.numpy().astype(np.int64) % int(x.shape[axis] or 1)
+    c.set(node.outputs[0], take(c.layout(x), axis, positions))
+
+
+def _widen(labels: Labels, axis: int, extra: int) -> Labels:
+    """Labels after axis `axis` (of extent 1 in them) has become `extra + 1` axes."""
+    shape = labels.shape
+    return labels.reshape(*shape[:axis], *[1] * (extra + 1), *shape[axis + 1 :])
+
+
+@coupling_rule("Expand")
+def expand(c: Coupling, node: Node) -> None:
+    """Axes that grow from 1 gain positions that are free to go; the others pass."""
+    x, shape, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert x is not None and x.shape is not None and shape is not None and y.shape is not None
+    if not shape.is_constant:
+        c.refuse(node, "Expand to a shape that is computed at run time")
+        return
+    rank, missing = len(y.shape), len(y.shape) - len(x.shape)
+    layout: Layout = [None] * missing
+    layout += [None if t is None else t.reshape((1,) * missing + t.shape) for t in c.layout(x)]
+    for axis, extent in enumerate(y.shape):
+        grown = axis < missing or (x.shape[axis - missing] == 1 and extent != 1)
+        if grown and isinstance(extent, int):
+            layout[axis] = c.fresh(extent, axis, rank)
+    c.set(y, layout)
+
+
+@extent_rule("Reshape")
+def reshape_extents(new: Node, old: Node, kept: Kept) -> None:
+    """Spell the target's numbers anew; 0 (copy) and -1 (infer) stay as they are."""
+    target, y = old.inputs[1], old.outputs[0]
+    assert target is not None
+    if not kept.touches(y) or not target.is_constant:
+        return
+    wanted = [int(n) for n in target.numpy()]
+    for axis, extent in enumerate(wanted):
+        if extent > 0:
+            wanted[axis] = kept.count(y, axis)
+    new.inputs[1] = constant_operand(target, wanted)
+
+
+@extent_rule("Expand")
+def expand_extents(new: Node, old: Node, kept: Kept) -> None:
+    """The target shape follows."""
+    target, y = old.inputs[1], old.outputs[0]
+    assert target is not None
+    if kept.touches(y):
+        wanted = [int(n) for n in target.numpy()]
+        offset = (y.rank or 0) - len(wanted)
+        wanted = [n if n == 1 else kept.count(y, a + offset) for a, n in enumerate(wanted)]
+        new.inputs[1] = constant_operand(target, wanted)
+
+
+@extent_rule("Split")
+def split_extents(new: Node, old: Node, kept: Kept) -> None:
+    """Every part's size is spelt out."""
+    x = old.inputs[0]
+    assert x is not None
+    axis = int(old.attribute("axis", 0)) % (x.rank or 1)
+    if not kept.touches(x):
+        return
+    sizes = np.array([kept.count(v, axis) for v in old.outputs], np.int64)
+    new.attributes.pop("num_outputs", None)
+    new.inputs = [new.inputs[0], Value(f"{old.outputs[0].name}.sizes", data=sizes)]
+
+
+@extent_rule("Slice")
+def slice_extents(new: Node, old: Node, kept: Kept) -> None:
+    """Bounds count the positions that remain before them."""
+    x, y = old.inputs[0], old.outputs[0]
+    assert x is not None and x.shape is not None and y.shape is not None
+    if not kept.touches(x):
+        return
+    starts, ends, axes, steps = [], [], [], []
+    for axis, selection in slice_bounds(old).items():
+        mask = kept.mask(x, axis)
+        if mask is None:
+            start, stop, step = selection.start, selection.stop, selection.step
+            stop = -(2**62) if stop is None else stop
+        else:
+            positions = np.arange(len(mask))[selection]
+            start, stop, step = _slice_of(np.cumsum(mask)[positions[mask[positions]]] - 1, old)
+        starts.append(start)
+        ends.append(stop)
+        axes.append(axis)
+        steps.append(step)
+    names = [f"{y.name}.{part}" for part in ("starts", "ends", "axes", "steps")]
+    operands = [Value(n, data=np.array(v, np.int64)) for n, v in zip(names, (starts, ends, axes, steps), strict=True)]
+    new.inputs = [new.inputs[0], *operands]
+
+
+def _slice_of(positions: np.ndarray, node: Node) -> tuple[int, int, int]:
+    """(start, end, step) that selects exactly `positions`, which a strided Slice may not allow."""
+    step = int(positions[1] - positions[0]) if len(positions) > 1 else 1
+    if len(positions) == 0 or not np.array_equal(positions, positions[0] + step * np.arange(len(positions))):
+        raise SecateurError(
+            "E_STRIDED_SLICE",
+            "what remains of a strided Slice is not evenly spaced",
+            where=node.describe(),
+            hint="exclude its channels with ignore=[...]",
+        )
+    end = int(positions[-1]) + step
+    return int(positions[0]), end if end >= 0 else -(2**62), step
+
+
+@extent_rule("Pad")
+def pad_extents(new: Node, old: Node, kept: Kept) -> None:
+    """Padding shrinks by the padded positions that went."""
+    y, pads, axes_value = old.outputs[0], old.inputs[1], old.input(3)
+    assert pads is not None
+    rank = y.rank or 0
+    axes = list(range(rank)) if axes_value is None else [int(a) % rank for a in axes_value.numpy().ravel()]
+    wanted = [int(n) for n in pads.numpy().ravel()]
+    changed = False
+    for i, axis in enumerate(axes):
+        mask = kept.mask(y, axis)
+        before, after = wanted[i], wanted[len(axes) + i]
+        if mask is not None and (before or after):
+            wanted[i] = int(mask[:before].sum())
+            wanted[len(axes) + i] = int(mask[len(mask) - after :].sum())
+            changed = True
+    if changed:
+        new.inputs[1] = constant_operand(pads, wanted)
+
+
+@extent_rule("Gather")
+def gather_extents(new: Node, old: Node, kept: Kept) -> None:
+    """Indices are renumbered, and those of what went are dropped."""
+    x, index = old.inputs[0], old.inputs[1]
+    assert x is not None and x.shape is not None and index is not None
+    axis = int(old.attribute("axis", 0)) % len(x.shape)
+    mask = kept.mask(x, axis)
+    if mask is None:
+        return
+    positions = index.numpy().astype(np.int64) % len(mask)
+    positions = positions[mask[positions]]
+    new.inputs[1] = constant_operand(index, np.cumsum(mask)[positions] - 1)

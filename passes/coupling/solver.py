@@ -1,0 +1,238 @@
+"""The coupling solver: which positions of which axes move together.
+
+Each axis of each tensor gets an array of points (`Labels`), one a position. Coupling rules, one an
+operator, walk the graph forwards: they carry labels through (Concat, Split, Reshape and Transpose
+are array indexing on them), unite the labels of operands that meet, and pin what an operator tells
+apart by position. What remains free is a permutation symmetry of the network, which is what a
+dependency group is.
+
+Labels have the rank of their tensor: extent n along their own axis and 1 along the others, or n_b
+along another axis b when the meaning of a position depends on where one stands along b (conditional
+labels; a Reshape of C into g x C/g makes them, and so does the weight of a grouped convolution). An
+axis without labels (None) is fixed: nothing there may move.
+
+The unit-by-unit view of coupling follows "Structurally Prune Anything" (Wang et al., 2024,
+arXiv:2403.18955); the permutation view and conditional labels are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.ir import Graph, Node, Value, subgraphs
+from passes.coupling.partition import Partition, Points
+
+Labels = np.ndarray
+"""Point ids of one axis, broadcast over the tensor's rank (see the module's text)."""
+
+Layout = list["Labels | None"]
+"""The labels of each axis of a tensor."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Why units may not move: the node (None for the model's boundary) and the reason."""
+
+    node: Node | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.node.describe()})" if self.node is not None else self.reason
+
+
+@dataclass(frozen=True)
+class Balance:
+    """A constraint: each cell of an axis must lose equally many positions. `cells[p]` is the cell of position p."""
+
+    labels: Points
+    cells: np.ndarray
+    node: Node
+
+
+CouplingRule = Callable[["Coupling", Node], None]
+
+COUPLING_RULES: dict[tuple[str, str], CouplingRule] = {}
+
+
+def coupling_rule(*ops: str, domain: str = "") -> Callable[[CouplingRule], CouplingRule]:
+    """Register how operators couple the axes of their operands and results."""
+
+    def register(rule: CouplingRule) -> CouplingRule:
+        for op in ops:
+            COUPLING_RULES[domain, op] = rule
+        return rule
+
+    return register
+
+
+class Coupling:
+    """The state of one solve, and what rules use to express couplings."""
+
+    def __init__(self, graph: Graph, choices: dict[Node, int] | None = None) -> None:
+        self.graph = graph
+        self.partition = Partition()
+        self.balances: list[Balance] = []
+        self.pins: list[Pin] = []
+        self.splits: dict[Node, tuple[Labels, int]] = {}
+        self._choices = choices or {}
+        self._pinned: list[tuple[Points, int]] = []
+        self._layouts: dict[Value, Layout] = {}
+        self._unset: dict[Value, set[int]] = {}
+
+    def solve(self) -> None:
+        """Apply the rule of every node in order, then fix the outputs."""
+        for value in self.graph.inputs:
+            self._layouts[value] = [None] * (value.rank or 0)
+        for node in self.graph.nodes:
+            rule = COUPLING_RULES.get((node.domain, node.op))
+            if rule is None or any(v.rank is None for v in (*node.inputs, *node.outputs) if v is not None):
+                self.refuse(node, f"no coupling rule for {node.qualified_op}" if rule is None else "unknown rank")
+            else:
+                rule(self, node)
+            for value in node.outputs:
+                self._layouts.setdefault(value, [None] * (value.rank or 0))
+        for value in self.graph.outputs:
+            self.pin_value(value, None, f"model output {value.name!r}")
+
+    # What rules read
+
+    def layout(self, value: Value) -> Layout:
+        """The labels of every axis; a constant's axes get fresh labels on first use."""
+        return [self.axis(value, a) for a in range(value.rank or 0)]
+
+    def axis(self, value: Value, axis: int) -> Labels | None:
+        """The labels of one axis, or None where it is fixed or of extent 1."""
+        layout = self._open(value)
+        if axis in self._unset.get(value, ()):
+            self._unset[value].discard(axis)
+            extent = value.shape[axis] if value.shape else None
+            if isinstance(extent, int) and extent > 1:
+                layout[axis] = _along(self.partition.fresh(extent), axis, len(layout))
+        return layout[axis]
+
+    def plain(self, value: Value, axis: int) -> Points | None:
+        """The labels of one axis as a 1-D array; conditional labels are first united over their conditions."""
+        labels = self.axis(value, axis)
+        if labels is None:
+            return None
+        if labels.size != labels.shape[axis]:
+            moved = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])
+            self.partition.union(moved[:1], moved)
+            labels = _along(moved[0], axis, labels.ndim)
+            self._layouts[value][axis] = labels
+        return labels.ravel()
+
+    def decondition(self, value: Value, axis: int) -> Layout:
+        """The layout after every axis's labels have been made independent of `axis`."""
+        layout = self.layout(value)
+        for a, labels in enumerate(layout):
+            if labels is not None and a != axis and labels.shape[axis] > 1:
+                first = np.take(labels, [0], axis=axis)
+                self.partition.union(first, labels)
+                self._layouts[value][a] = first
+        return list(self._layouts[value])
+
+    # What rules write
+
+    def set(self, value: Value, layout: Layout) -> None:
+        """Give a node's output its layout."""
+        shape = value.shape or ()
+        self._layouts[value] = [None if d == 1 else labels for d, labels in zip(shape, layout, strict=True)]
+
+    def set_plain(self, value: Value, axis: int, points: Points | None, node: Node) -> None:
+        """Give one axis of a value unconditional labels, tying them to those it has, if any."""
+        rank = value.rank or 0
+        self.define(value, axis, None if points is None else _along(points, axis, rank), node)
+
+    def define(self, value: Value, axis: int, labels: Labels | None, node: Node) -> None:
+        """Say what the labels of one axis of an operand are; united with what is known already."""
+        layout = self._open(value)
+        if value.shape is not None and value.shape[axis] == 1:
+            return
+        if axis in self._unset.get(value, ()):
+            self._unset[value].discard(axis)
+            if labels is None:  # the axis of this constant is matched by a fixed one
+                return
+            layout[axis] = labels
+            return
+        layout[axis] = self.tie(layout[axis], labels, node)
+
+    def tie(
+        self, a: Labels | None, b: Labels | None, node: Node, why: str = "the other operand is fixed"
+    ) -> Labels | None:
+        """Unite two label arrays of equal rank position by position; a fixed side pins the other."""
+        if a is None or b is None:
+            for side in (a, b):
+                if side is not None:
+                    self.pin(side, node, why)
+            return None
+        self.partition.union(a, b)
+        return a if a.size <= b.size else b
+
+    def fresh(self, extent: int, axis: int, rank: int) -> Labels:
+        """New labels for an axis of `extent` positions."""
+        return _along(self.partition.fresh(extent), axis, rank)
+
+    def pin(self, labels: Points | None, node: Node | None, reason: str) -> None:
+        """Forbid the units of `labels` to move or go."""
+        if labels is not None:
+            self.pins.append(Pin(node, reason))
+            self._pinned.append((labels.ravel(), len(self.pins)))
+
+    def pin_axis(self, value: Value, axis: int, node: Node | None, reason: str) -> None:
+        """Pin one axis of a value."""
+        self.pin(self.axis(value, axis), node, reason)
+
+    def pin_value(self, value: Value, node: Node | None, reason: str) -> None:
+        """Pin every axis of a value."""
+        for axis in range(len(self._open(value))):
+            self.pin_axis(value, axis, node, reason)
+
+    def balance(self, points: Points, cells: np.ndarray, node: Node) -> None:
+        """Require that each cell of an axis loses equally many positions."""
+        self.balances.append(Balance(points, cells, node))
+
+    def refuse(self, node: Node, reason: str) -> None:
+        """The answer to what is not understood: pin everything the node reads; its results are fixed."""
+        for value in (v for v in node.inputs if v is not None):
+            self.pin_value(value, node, reason)
+        for body in subgraphs(node):
+            for value in body.outer_values():
+                if value in self._layouts:
+                    self.pin_value(value, node, reason)
+
+    def choose(self, node: Node, labels: Labels, candidates: list[int]) -> int:
+        """Which of several axes the joint `labels` of a Reshape attach to; the search in `analyse` revises it."""
+        self.splits[node] = (labels, len(candidates))
+        return candidates[self._choices.get(node, 0) % len(candidates)]
+
+    # The result
+
+    def layouts(self) -> dict[Value, Layout]:
+        """The labels of every value that was reached; constant axes never asked for stay None."""
+        return self._layouts
+
+    def pin_of_point(self) -> np.ndarray:
+        """For each point, 0 when its unit is free, else 1 + the index in `pins` of the first pin of its unit."""
+        none = len(self.pins) + 1
+        first = np.full(len(self.partition), none, np.int64)
+        for points, index in reversed(self._pinned):
+            np.minimum.at(first, self.partition.find(points), index)
+        first = first[self.partition.roots()]
+        return np.where(first == none, 0, first)
+
+    def _open(self, value: Value) -> Layout:
+        if value not in self._layouts:
+            rank = value.rank or 0
+            self._layouts[value] = [None] * rank
+            if value.is_constant:
+                self._unset[value] = set(range(rank))
+        return self._layouts[value]
+
+
+def _along(points: Points, axis: int, rank: int) -> Labels:
+    """A 1-D array as labels of `axis` in a tensor of `rank`."""
+    return points.reshape([-1 if a == axis else 1 for a in range(rank)])

@@ -1,0 +1,127 @@
+"""The two moves on groups: permute their units, or keep only some of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compiler.ir import Graph, Value, infer_shapes
+from compiler.ir.constant import ArrayConstant, Constant
+from passes.coupling.extents import EXTENT_RULES, Kept, UnitLayout
+from passes.coupling.groups import Group, Groups
+
+
+def random_permutation(groups: Groups, rng: np.random.Generator, only: Group | None = None) -> np.ndarray:
+    """For each unit, the unit that takes its place: a random permutation within every block (of one group)."""
+    source = np.arange(groups.unit_count)
+    for group in groups if only is None else [only]:
+        for block in group.blocks:
+            source[block] = rng.permutation(block)
+    return source
+
+
+def permute(groups: Groups, source: np.ndarray, constants: set[Value] | None = None) -> Graph:
+    """The graph with unit u's place taken by unit source[u] in every constant (or only in `constants`).
+
+    By the definition of a group the result computes the same function.
+    """
+    graph = groups.graph.copy()
+    for old, new in _paired_constants(groups.graph, graph):
+        layout = groups.layouts.get(old)
+        if layout is None or all(t is None for t in layout) or (constants is not None and old not in constants):
+            continue
+        assert old.data is not None
+        new.data = _gather(
+            old.data, layout, [None if t is None else _positions(t, a, source) for a, t in enumerate(layout)]
+        )
+    return graph
+
+
+def restrict(groups: Groups, keep: np.ndarray) -> Graph:
+    """The graph with only the units whose flag is set; extents that operands spell out follow. Lazy in constants."""
+    graph = groups.graph.copy()
+    kept = Kept(groups.layouts, keep)
+    flags = np.append(keep, True)
+    for old, new in _paired_constants(groups.graph, graph):
+        layout = groups.layouts.get(old)
+        if layout is None or all(t is None for t in layout):
+            continue
+        assert old.data is not None
+        new.data = _select(old.data, layout, flags)
+        new.shape = new.data.shape
+    for old_node, new_node in zip(groups.graph.nodes, graph.nodes, strict=True):
+        rule = EXTENT_RULES.get((old_node.domain, old_node.op))
+        if rule is not None:
+            rule(new_node, old_node, kept)
+    _rename_clashes(graph)
+    infer_shapes(graph)
+    return graph
+
+
+def _paired_constants(old: Graph, new: Graph) -> list[tuple[Value, Value]]:
+    return list(zip(old.constants(), new.constants(), strict=True))
+
+
+def _conditional(labels: np.ndarray, axis: int) -> bool:
+    return labels.size != labels.shape[axis]
+
+
+def _positions(labels: np.ndarray, axis: int, source: np.ndarray) -> np.ndarray:
+    """For each position of an axis, the position whose content comes here; per row where labels are conditional.
+
+    The k-th position of a unit receives the k-th position of its source.
+    """
+    rows = np.moveaxis(labels, axis, -1)
+    flat = rows.reshape(-1, rows.shape[-1])
+    wanted = np.where(flat >= 0, source[flat], flat)
+    have_order = np.argsort(flat, axis=1, kind="stable")
+    want_order = np.argsort(wanted, axis=1, kind="stable")
+    result = np.broadcast_to(np.arange(flat.shape[1]), flat.shape).copy()
+    np.put_along_axis(result, want_order, have_order, axis=1)
+    result = np.where(flat >= 0, result, np.arange(flat.shape[1]))
+    return np.moveaxis(result.reshape(rows.shape), -1, axis)
+
+
+def _gather(data: Constant, layout: UnitLayout, index: UnitLayout) -> Constant:
+    """Reorder: axes without conditions first (rows), then conditional ones within their row."""
+    plain = {a: i.ravel() for a, i in enumerate(index) if i is not None and not _conditional(i, a)}
+    taken = data.take(plain) if plain else data
+    conditional = {a: i for a, i in enumerate(index) if i is not None and _conditional(i, a)}
+    if not conditional:
+        return taken
+    array = np.asarray(taken.numpy())
+    for axis, positions in conditional.items():
+        array = np.take_along_axis(array, np.broadcast_to(positions, array.shape), axis)
+    return ArrayConstant(array)
+
+
+def _select(data: Constant, layout: UnitLayout, flags: np.ndarray) -> Constant:
+    """Keep the flagged positions: axes without conditions first, then conditional ones row by row."""
+    plain = {
+        a: np.flatnonzero(flags[t].ravel()) for a, t in enumerate(layout) if t is not None and not _conditional(t, a)
+    }
+    taken = data.take(plain) if plain else data
+    conditional = {a: t for a, t in enumerate(layout) if t is not None and _conditional(t, a)}
+    if not conditional:
+        return taken
+    array = np.asarray(taken.numpy())
+    for axis, labels in conditional.items():
+        for other, index in plain.items():
+            if labels.shape[other] > 1:
+                labels = labels.take(index, axis=other)
+        stays = np.moveaxis(flags[labels], axis, -1)
+        count = int(stays.sum(axis=-1).flat[0])
+        order = np.argsort(~stays, axis=-1, kind="stable")[..., :count]
+        positions = np.moveaxis(order, -1, axis)
+        shape = [count if a == axis else d for a, d in enumerate(array.shape)]
+        array = np.take_along_axis(array, np.broadcast_to(positions, shape), axis)
+    return ArrayConstant(array)
+
+
+def _rename_clashes(graph: Graph) -> None:
+    """Give operands that several nodes used to share, and that now differ, names of their own."""
+    seen: dict[str, Value] = {}
+    for value in graph.constants():
+        other = seen.setdefault(value.name, value)
+        if other is not value:
+            value.name = graph.fresh_name(value.name)
+            seen[value.name] = value
