@@ -41,6 +41,25 @@ def read_values(graph: Graph) -> Iterator[Value]:
     yield from graph.outputs
 
 
+class Names:
+    """The names of a graph's values, bodies included, and fresh ones; cheaper than asking the graph each time."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._taken = {v.name for v in graph.values()}
+        for node in graph.nodes:
+            for body in subgraphs(node):
+                self._taken |= Names(body)._taken
+
+    def fresh(self, base: str) -> str:
+        """`base`, or `base_1`, `base_2`, … whichever is free; taken from now on."""
+        name, count = base, 0
+        while name in self._taken:
+            count += 1
+            name = f"{base}_{count}"
+        self._taken.add(name)
+        return name
+
+
 def sweep(graph: Graph, rule: Rule, replaced: dict[Value, Value] | None = None) -> int:
     """Apply `rule` to every node in order, bodies first; returns the number of changes.
 

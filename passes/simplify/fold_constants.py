@@ -1,0 +1,135 @@
+"""Compute at compile time what does not depend on the graph's inputs.
+
+Nodes whose operands are all constant run through onnx's reference implementation. Shapes count as
+constants as far as they are known, which turns Shape-Gather-Concat-Reshape chains into a Reshape
+with a constant target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from onnx.reference import ReferenceEvaluator
+
+from compiler.ir import Graph, Node, Value, subgraphs
+from compiler.ir.proto import node_proto
+from passes.pipeline import register_pass
+from passes.simplify.rewrite import Names, RewritePass, sweep
+from passes.simplify.shape_values import ShapeValues
+
+_RANDOM = frozenset(
+    ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+)
+
+_KEPT = frozenset(("DequantizeLinear",))
+"""Folding these would undo what the model's author chose: weights stored as integers."""
+
+
+@register_pass("fold_constants")
+@dataclass(frozen=True)
+class FoldConstants(RewritePass):
+    """Replace nodes by the constants that they compute.
+
+    max_bytes: results larger than this are left to the runtime, and constants larger than this are not read.
+    """
+
+    max_bytes: int = 2**30
+
+    def rewrite(self, graph: Graph) -> int:
+        return fold_constants(graph, self.max_bytes)
+
+
+def fold_constants(graph: Graph, max_bytes: int = 2**30) -> int:
+    """Edit in place; returns the number of nodes folded or given a constant target."""
+    shapes, names = ShapeValues(), Names(graph)
+
+    def rule(node: Node) -> dict[Value, Value] | None:
+        arrays = _known_result(node, shapes) or _evaluate(node, graph.opset, max_bytes)
+        if arrays is not None:
+            return {v: Value(v.name, data=a) for v, a in zip(node.outputs, arrays, strict=True)}
+        return {} if _make_target_constant(node, shapes, names) else None
+
+    return sweep(graph, rule)
+
+
+def _known_result(node: Node, shapes: ShapeValues) -> list[np.ndarray] | None:
+    """The result of shape arithmetic whose every element is known."""
+    value = shapes.evaluate(node)
+    if value is None or value.static is None:
+        return None
+    return [value.static.astype(node.outputs[0].dtype or np.int64)]
+
+
+def _evaluate(node: Node, opset: int, max_bytes: int) -> list[np.ndarray] | None:
+    if node.domain or node.op in _RANDOM or node.op in _KEPT or subgraphs(node) or not node.outputs:
+        return None
+    if any(v is not None and not v.is_constant for v in node.inputs) or not any(v is not None for v in node.inputs):
+        return None
+    if node.op == "Dropout" and len(node.inputs) == 3:
+        return None
+    read = sum(v.data.nbytes for v in node.inputs if v is not None and v.data is not None)
+    if read > max_bytes or any(_nbytes(v) > max_bytes for v in node.outputs):
+        return None
+    if node.op == "ConstantOfShape":
+        return _constant_of_shape(node)
+    if node.op == "Identity" and node.inputs[0] is not None:
+        return [node.inputs[0].numpy()]
+    return _run_reference(node, opset)
+
+
+def _constant_of_shape(node: Node) -> list[np.ndarray] | None:
+    shape = node.inputs[0].numpy() if node.inputs[0] is not None else None
+    fill = node.attribute("value")
+    fill = np.zeros(1, np.float32) if fill is None else fill
+    # A view of one element: filling gigabytes waits until somebody reads them.
+    return None if shape is None else [np.broadcast_to(fill.reshape(()), tuple(int(d) for d in shape))]
+
+
+def _run_reference(node: Node, opset: int) -> list[np.ndarray] | None:
+    names = [v.name for v in node.inputs if v is not None]
+    feeds = {v.name: v.numpy() for v in node.inputs if v is not None}
+    try:
+        evaluator = ReferenceEvaluator(node_proto(node), opsets={"": opset})
+        evaluator.input_names_ = names
+        results = evaluator.run(None, feeds)
+    except Exception:  # operators that the reference lacks, or refuses to run, stay for the runtime
+        return None
+    arrays = [np.asarray(r) for r in results]
+    agree = all(_agrees(v, a) for v, a in zip(node.outputs, arrays, strict=True))
+    return arrays if agree else None
+
+
+def _agrees(value: Value, array: np.ndarray) -> bool:
+    if value.dtype is not None and value.dtype != array.dtype:
+        return False
+    return value.static_shape is None or value.static_shape == array.shape
+
+
+def _nbytes(value: Value) -> int:
+    if value.static_shape is None or value.dtype is None:
+        return 0
+    return math.prod(value.static_shape) * value.dtype.itemsize
+
+
+def _make_target_constant(node: Node, shapes: ShapeValues, names: Names) -> bool:
+    """Give a Reshape a constant target when one extent at most must be left open."""
+    if node.op != "Reshape" or node.domain or node.attribute("allowzero", 0):
+        return False
+    x, target = node.inputs[0], node.inputs[1]
+    value = shapes.of(target)
+    if x is None or target is None or target.is_constant or value is None:
+        return False
+    items = [
+        0 if isinstance(item, str) and x.shape is not None and i < len(x.shape) and x.shape[i] == item else item
+        for i, item in enumerate(value.items)
+    ]
+    # -1 is what is left over, which is right for any one unknown extent as long as the others are not 0.
+    symbolic = [i for i, item in enumerate(items) if not isinstance(item, int)]
+    numbers = [item for item in value.items if isinstance(item, int)]
+    if len(symbolic) > 1 or 0 in numbers or (symbolic and -1 in numbers):
+        return False
+    constant = np.array([-1 if i in symbolic else item for i, item in enumerate(items)], np.int64)
+    node.inputs[1] = Value(names.fresh(f"{node.name}_target"), data=constant)
+    return True
