@@ -51,6 +51,8 @@ class Pass(ABC):
     """
 
     name: ClassVar[str] = ""
+    changes_function: ClassVar[bool] = False
+    """True when the result is meant to compute something else than the argument (pruning, sparsity)."""
 
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> Graph:
@@ -96,6 +98,11 @@ class Pipeline(Pass):
             if step.name in context.print_after or "*" in context.print_after:
                 print(f"// after {step}\n{graph}", file=sys.stderr)
         return graph
+
+    @property
+    def exact(self) -> bool:
+        """True when no pass changes the function that the graph computes."""
+        return not any(p.changes_function for p in self.passes)
 
     def __str__(self) -> str:
         return ",".join(str(p) for p in self.passes)

@@ -187,7 +187,7 @@ class _Classes:
         return found
 
     def _constraints(self) -> Iterator[np.ndarray]:
-        """For each constraint, the distinct cells' contents as counts per class, [cells, classes]."""
+        """For each constraint, the contents of its cells (see `_contents`), which must shrink alike."""
         find = self.coupling.partition.find
         for layout in self.coupling.layouts().values():
             for axis, labels in enumerate(layout):
@@ -199,9 +199,10 @@ class _Classes:
             yield self._contents(find(balance.labels)[order].reshape(int(balance.cells.max()) + 1, -1))
 
     def _contents(self, rows: np.ndarray) -> np.ndarray:
+        """How many positions of each cell one unit of each class occupies, [distinct cells, classes]."""
         counts = np.zeros((len(rows), len(self.sizes) + 1), np.int64)
         np.add.at(counts, (np.arange(len(rows))[:, None], self.class_of[rows]), 1)
-        return np.unique(counts[:, :-1], axis=0)
+        return np.unique(counts[:, :-1] // np.maximum(self.sizes, 1), axis=0)
 
 
 def _steps(sizes: np.ndarray, classes: tuple[int, ...], steps: tuple[int, ...]) -> int:

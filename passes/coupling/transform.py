@@ -30,23 +30,25 @@ def permute(groups: Groups, source: np.ndarray, constants: set[Value] | None = N
         if layout is None or all(t is None for t in layout) or (constants is not None and old not in constants):
             continue
         assert old.data is not None
-        new.data = _gather(
-            old.data, layout, [None if t is None else _positions(t, a, source) for a, t in enumerate(layout)]
-        )
+        new.data = _reorder(old.data, layout, source)
     return graph
 
 
 def restrict(groups: Groups, keep: np.ndarray) -> Graph:
-    """The graph with only the units whose flag is set; extents that operands spell out follow. Lazy in constants."""
+    """The graph with only the units whose flag is set; extents that operands spell out follow. Lazy in constants.
+
+    In groups of several blocks what goes is first permuted to the end of its block, so that a Reshape and
+    Transpose between the blocks (a channel shuffle) still puts every unit where its readers expect it.
+    """
     graph = groups.graph.copy()
-    kept = Kept(groups.layouts, keep)
-    flags = np.append(keep, True)
+    source, flags = _to_the_end(groups, keep)
+    kept = Kept(groups.layouts, flags[:-1])
     for old, new in _paired_constants(groups.graph, graph):
         layout = groups.layouts.get(old)
         if layout is None or all(t is None for t in layout):
             continue
         assert old.data is not None
-        new.data = _select(old.data, layout, flags)
+        new.data = _select(_reorder(old.data, layout, source), layout, flags)
         new.shape = new.data.shape
     for old_node, new_node in zip(groups.graph.nodes, graph.nodes, strict=True):
         rule = EXTENT_RULES.get((old_node.domain, old_node.op))
@@ -55,6 +57,24 @@ def restrict(groups: Groups, keep: np.ndarray) -> Graph:
     _rename_clashes(graph)
     infer_shapes(graph)
     return graph
+
+
+def _to_the_end(groups: Groups, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(source of each unit's place, flag of each place; the last flag is for what is fixed)."""
+    source, flags = np.arange(groups.unit_count), np.append(keep, True)
+    for group in (g for g in groups if g.balanced > 1):
+        for block in group.blocks:
+            source[block] = np.concatenate([block[keep[block]], block[~keep[block]]])
+            flags[block] = np.arange(len(block)) < keep[block].sum()
+    return source, flags
+
+
+def _reorder(data: Constant, layout: UnitLayout, source: np.ndarray) -> Constant:
+    """The constant with each place taken by its source; the constant itself when nothing moves."""
+    moved = [t is not None and bool((source[t[t >= 0]] != t[t >= 0]).any()) for t in layout]
+    if not any(moved):
+        return data
+    return _gather(data, [None if t is None else _positions(t, a, source) for a, t in enumerate(layout)])
 
 
 def _paired_constants(old: Graph, new: Graph) -> list[tuple[Value, Value]]:
@@ -81,7 +101,7 @@ def _positions(labels: np.ndarray, axis: int, source: np.ndarray) -> np.ndarray:
     return np.moveaxis(result.reshape(rows.shape), -1, axis)
 
 
-def _gather(data: Constant, layout: UnitLayout, index: UnitLayout) -> Constant:
+def _gather(data: Constant, index: UnitLayout) -> Constant:
     """Reorder: axes without conditions first (rows), then conditional ones within their row."""
     plain = {a: i.ravel() for a, i in enumerate(index) if i is not None and not _conditional(i, a)}
     taken = data.take(plain) if plain else data

@@ -15,7 +15,7 @@ from passes.structured.ladder import Ladder
 
 TOLERANCE = 0.002
 """The search stops when the ratio is this near (absolute)."""
-_MAX_REFINEMENTS = 200
+_MAX_ROUNDS = 32
 
 Metric = Callable[[np.ndarray], int]
 """From one keep flag a unit to the cost of what stays."""
@@ -62,61 +62,75 @@ def choose_steps(ladders: Sequence[Ladder], groups: Groups, metric: Metric, rati
     def fallen(steps: Sequence[int]) -> float:
         return 1 - metric(keep_flags(groups, ladders, steps)) / full
 
-    order = _order(ladders)
-    size = len(order) if scope == "global" else max((len(ladder.scores) for ladder in ladders), default=0) * 4
-
-    def at(position: int) -> list[int]:
-        if scope == "local":
-            return [ladder.floor(position * len(ladder.scores) // size) for ladder in ladders]
-        wanted = np.bincount(order[:position], minlength=len(ladders))
-        return [ladder.floor(int(n)) for ladder, n in zip(ladders, wanted, strict=True)]
-
-    most = fallen(at(size)) if size else 0.0
+    caps = np.array([int(ladder.allowed[-1]) for ladder in ladders])
+    most = fallen(caps.tolist())
     if most < ratio - TOLERANCE:
         raise SecateurError(
             "E_RATIO_UNREACHABLE",
             f"a ratio of {ratio:g} cannot be reached: at most {max(most, 0):.4f} can go",
             hint="lower the ratio, min_channels or round_to, or ignore less; `secateur groups` shows what is fixed",
         )
-    low, high = 0, size
+    path = _global_path(ladders) if scope == "global" else _local_path(ladders)
+    best, gap = caps.tolist(), abs(most - ratio)
+    for _ in range(_MAX_ROUNDS):
+        under, over = _bracket(path, ladders, caps, fallen, ratio)
+        # A step too coarse for what is left is not taken; the others go on without it.
+        trial, coarse = list(under), []
+        for i in (i for i, (u, o) in enumerate(zip(under, over, strict=True)) if u != o):
+            further = [*trial[:i], over[i], *trial[i + 1 :]]
+            if fallen(further) <= ratio:
+                trial = further
+            else:
+                coarse.append(i)
+        for steps in (over, trial):
+            distance = abs(fallen(steps) - ratio)
+            if distance < gap:
+                best, gap = list(steps), distance
+        if gap <= TOLERANCE or not coarse:
+            break
+        caps[coarse] = [under[i] for i in coarse]
+    return best
+
+
+Path = Callable[[int], np.ndarray]
+"""From a position to the steps wanted of each ladder, none of which falls as the position grows."""
+
+
+def _bracket(
+    path: tuple[Path, int],
+    ladders: Sequence[Ladder],
+    caps: np.ndarray,
+    fallen: Callable[[Sequence[int]], float],
+    ratio: float,
+) -> tuple[list[int], list[int]]:
+    """The two neighbouring points of a path between which the ratio is crossed."""
+    wanted, length = path
+
+    def at(position: int) -> list[int]:
+        return [ladder.floor(int(n)) for ladder, n in zip(ladders, np.minimum(wanted(position), caps), strict=True)]
+
+    low, high = 0, length
     while low < high:
         middle = (low + high) // 2
         if fallen(at(middle)) >= ratio:
             high = middle
         else:
             low = middle + 1
-    over, under = at(low), at(max(0, low - 1))
-    refined = _refine(under, ladders, fallen, ratio)
-    return min((over, refined), key=lambda steps: abs(fallen(steps) - ratio))
+    return at(max(0, low - 1)), at(low)
 
 
-def _order(ladders: Sequence[Ladder]) -> np.ndarray:
-    """Ladder index of every step, least important step first."""
-    if not ladders:
-        return np.empty(0, np.int64)
+def _global_path(ladders: Sequence[Ladder]) -> tuple[Path, int]:
+    """Step by step, the least important of the whole network first."""
     owner = np.concatenate([np.full(len(ladder.scores), i) for i, ladder in enumerate(ladders)])
-    return owner[np.argsort(np.concatenate([ladder.scores for ladder in ladders]), kind="stable")]
+    order = owner[np.argsort(np.concatenate([ladder.scores for ladder in ladders]), kind="stable")]
+    return lambda position: np.bincount(order[:position], minlength=len(ladders)), len(order)
 
 
-def _refine(
-    steps: list[int], ladders: Sequence[Ladder], fallen: Callable[[Sequence[int]], float], ratio: float
-) -> list[int]:
-    """Take further steps, least important first, while each brings the ratio nearer."""
-    steps, gap, tries = list(steps), abs(fallen(steps) - ratio), 0
-    improved = True
-    while improved and gap > TOLERANCE and tries < _MAX_REFINEMENTS:
-        improved = False
-        ahead = [(ladder.scores[n - 1], i, n) for i, ladder in enumerate(ladders) if (n := ladder.next(steps[i]))]
-        for _, i, target in sorted(ahead):
-            tries += 1
-            trial = [*steps[:i], target, *steps[i + 1 :]]
-            distance = abs(fallen(trial) - ratio)
-            if distance < gap:
-                steps, gap, improved = trial, distance, True
-                break
-            if tries >= _MAX_REFINEMENTS:
-                break
-    return steps
+def _local_path(ladders: Sequence[Ladder]) -> tuple[Path, int]:
+    """The same share of every ladder."""
+    lengths = np.array([len(ladder.scores) for ladder in ladders])
+    finest = 4 * int(lengths.max())
+    return lambda position: position * lengths // finest, finest
 
 
 def keep_flags(groups: Groups, ladders: Sequence[Ladder], steps: Sequence[int]) -> np.ndarray:
@@ -125,4 +139,3 @@ def keep_flags(groups: Groups, ladders: Sequence[Ladder], steps: Sequence[int]) 
     for ladder, count in zip(ladders, steps, strict=True):
         keep[ladder.removed(count)] = False
     return keep
-

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import numpy as np
 
 from compiler.ir import Cost, Graph, SecateurError, graph_cost
 from passes.coupling.groups import Fixed, Group, Groups, dependency_groups
@@ -43,6 +46,8 @@ class PruneReport:
     groups: tuple[GroupChange, ...]
     unranked: tuple[str, ...]
     fixed: tuple[Fixed, ...]
+    selection: tuple[Groups, np.ndarray] = field(repr=False)
+    """The groups of the unpruned graph, and one flag a unit: what `check.pruning_error` needs."""
 
 
 @register_pass("prune")
@@ -68,6 +73,7 @@ class Prune(Pass):
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     seed: int = 0
+    changes_function: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (isinstance(self.ratio, int | float) and math.isfinite(self.ratio) and 0 < self.ratio < 1):
@@ -124,6 +130,7 @@ class Prune(Pass):
             groups=changes,
             unranked=tuple(g.name for g in groups if g.name not in ranked),
             fixed=groups.fixed,
+            selection=(groups, keep),
         )
         context.report(self.name, report)
         return pruned
