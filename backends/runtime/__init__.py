@@ -1,0 +1,1 @@
+"""What runs a compiled model: the thread pool in C and the loader in Python."""

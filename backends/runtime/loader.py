@@ -1,0 +1,273 @@
+"""Load a compiled artifact and run it, with numpy alone: neither TVM nor onnx is imported.
+
+The artifact is a directory (see `backends.native`): its manifest is checked against the files, its weights are
+memory-mapped, its library is called through ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+FORMAT_VERSION = 1
+"""Version of the artifact's layout that this loader reads."""
+ABI_VERSION = 1
+"""Version of the library's C interface that this loader calls."""
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, element type and shape of one input or output."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+def load(path: str | Path, threads: int = 1) -> Executable:
+    """Open the artifact directory `path` for running on `threads` threads.
+
+    Raises SecateurError: E_ARTIFACT for a directory that is not an artifact or was changed, E_FORMAT for one of
+    another version, E_TARGET for one that was built for another kind of machine.
+    """
+    return Executable(Path(path), threads)
+
+
+class Executable:
+    """A loaded model. `run` may be called from several threads at once: with one thread per run the calls
+    proceed side by side, with a thread pool they take turns. Use `close`, or `with`, to release the memory."""
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        if threads < 1:
+            raise _error("E_INPUT", f"threads must be at least 1, not {threads}")
+        self.path = path
+        self.threads = threads
+        self.manifest = read_manifest(path)
+        self.inputs = tuple(_tensor(i) for i in self.manifest["inputs"])
+        self.outputs = tuple(_tensor(o) for o in self.manifest["outputs"])
+        self._weights: np.ndarray | None = np.memmap(path / "weights.bin", dtype=np.uint8, mode="r")
+        self._library = _library(path / "model.so")
+        self._arenas: list[np.ndarray] = []
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._running = 0
+        self._pool = self._library.secateur_pool_create(threads) if threads > 1 else None
+        if threads > 1 and not self._pool:
+            raise _error("E_THREADS", f"the system refused to start {threads} threads", hint="use fewer threads")
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name for inputs by name. Names, element types and shapes must match `self.inputs`.
+
+        Raises SecateurError E_INPUT otherwise; nothing is cast silently.
+        """
+        arrays = self._check(inputs)
+        results = [np.empty(o.shape, o.dtype) for o in self.outputs]
+        self._call(arrays, results, 0, len(self.manifest["layers"]))
+        return {o.name: r for o, r in zip(self.outputs, results, strict=True)}
+
+    def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 10) -> list[float]:
+        """Median seconds of each layer of `manifest["layers"]`, in order, over `repeats` runs."""
+        from time import perf_counter
+
+        arrays = self._check(inputs)
+        results = [np.empty(o.shape, o.dtype) for o in self.outputs]
+        count = len(self.manifest["layers"])
+        arena = self._take_arena()
+        times = np.zeros((repeats, count))
+        try:
+            for row in times:
+                for index in range(count):
+                    start = perf_counter()
+                    self._call(arrays, results, index, index + 1, arena)
+                    row[index] = perf_counter() - start
+        finally:
+            self._arenas.append(arena)
+        return [float(t) for t in np.median(times, axis=0)]
+
+    def close(self) -> None:
+        """Stop the threads and release the memory; waits for a run in progress."""
+        with self._turn, self._lock:
+            if self._running:
+                raise _error("E_CLOSED", "close() was called while another thread is inside run()")
+            if self._pool:
+                self._library.secateur_pool_destroy(self._pool)
+                self._pool = None
+            self._weights = None
+            self._arenas.clear()
+
+    def __enter__(self) -> Executable:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pool", None):
+            self._library.secateur_pool_destroy(self._pool)
+            self._pool = None
+
+    def __repr__(self) -> str:
+        return f"Executable({str(self.path)!r}, threads={self.threads})"
+
+    def _check(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        wanted = {i.name for i in self.inputs}
+        unknown, missing = sorted(set(inputs) - wanted), sorted(wanted - set(inputs))
+        if unknown or missing:
+            problem = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
+            raise _error("E_INPUT", problem, hint=f"the inputs are: {', '.join(map(_describe, self.inputs))}")
+        arrays = []
+        for info in self.inputs:
+            array = inputs[info.name]
+            if not isinstance(array, np.ndarray):
+                raise _error(
+                    "E_INPUT", f"input {info.name!r} is a {type(array).__name__}, not a numpy array", hint="np.asarray"
+                )
+            if array.dtype != info.dtype:
+                raise _error(
+                    "E_INPUT",
+                    f"input {info.name!r} has element type {array.dtype}, not {info.dtype}",
+                    hint=f"convert it: {info.name}.astype(np.{info.dtype})",
+                )
+            if array.shape != info.shape:
+                raise _error(
+                    "E_INPUT",
+                    f"input {info.name!r} has shape {list(array.shape)}, not {list(info.shape)}",
+                    hint="shapes are fixed when the model is compiled; compile again with --shape for another one",
+                )
+            arrays.append(np.ascontiguousarray(array).reshape(info.shape))
+        return arrays
+
+    def _call(
+        self,
+        inputs: list[np.ndarray],
+        results: list[np.ndarray],
+        first: int,
+        last: int,
+        arena: np.ndarray | None = None,
+    ) -> None:
+        memory = self._take_arena() if arena is None else arena
+        try:
+            if self._weights is None:
+                raise _error("E_CLOSED", "the executable is closed", hint="load the artifact again")
+            arguments = (
+                _pointers(inputs),
+                _pointers(results),
+                self._weights.ctypes.data,
+                memory.ctypes.data,
+                self._pool,
+            )
+            if self._pool:
+                with self._turn:
+                    status = self._library.secateur_run_steps(first, last, *arguments)
+            else:
+                status = self._library.secateur_run_steps(first, last, *arguments)
+        finally:
+            with self._lock:
+                self._running -= arena is None
+            if arena is None:
+                self._arenas.append(memory)
+        if status:
+            raise _error("E_RUN", f"the model failed with status {status}", where=str(self.path))
+
+    def _take_arena(self) -> np.ndarray:
+        """Scratch memory for one run: each run in progress has its own."""
+        with self._lock:
+            self._running += 1
+            if self._arenas:
+                return self._arenas.pop()
+        nbytes = int(self.manifest["arena_bytes"])
+        raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % _ALIGNMENT
+        return raw[start : start + nbytes]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an artifact whose files are whole and unchanged."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        version = manifest["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _error(
+            "E_ARTIFACT",
+            f"{str(path)!r} is not a compiled artifact: {type(error).__name__} while reading its manifest.json",
+            where=str(path),
+            hint="give the directory that `secateur compile … -o DIR` wrote",
+        ) from None
+    if version != FORMAT_VERSION:
+        raise _error(
+            "E_FORMAT",
+            f"the artifact has format version {version}; this loader reads {FORMAT_VERSION}",
+            where=str(path),
+            hint="compile the model again with this version of secateur",
+        )
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            raise _error(
+                "E_ARTIFACT",
+                f"{name} is {'not the file' if file.is_file() else 'missing'} that the manifest names",
+                where=str(file),
+                hint="the artifact was changed or cut short; copy or compile it again",
+            )
+    return dict(manifest)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _library(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL)
+        version = library.secateur_abi_version()
+    except (OSError, AttributeError) as error:
+        raise _error(
+            "E_TARGET",
+            f"the compiled code cannot be loaded here: {error}",
+            where=str(path),
+            hint="compile for this machine with --target native",
+        ) from None
+    if version != ABI_VERSION:
+        raise _error(
+            "E_FORMAT", f"the library has interface version {version}; this loader calls {ABI_VERSION}", where=str(path)
+        )
+    pointer = ctypes.c_void_p
+    library.secateur_run_steps.argtypes = [ctypes.c_int32, ctypes.c_int32, *[pointer] * 5]
+    library.secateur_run_steps.restype = ctypes.c_int32
+    library.secateur_pool_create.argtypes = [ctypes.c_int32]
+    library.secateur_pool_create.restype = pointer
+    library.secateur_pool_destroy.argtypes = [pointer]
+    library.secateur_pool_destroy.restype = None
+    return library
+
+
+def _pointers(arrays: list[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays))
+
+
+def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
+    return TensorInfo(entry["name"], np.dtype(entry["dtype"]), tuple(entry["shape"]))
+
+
+def _describe(info: TensorInfo) -> str:
+    return f"{info.name} {info.dtype}{list(info.shape)}"
+
+
+def _error(code: str, message: str, *, where: str = "", hint: str = "") -> Exception:
+    """A SecateurError; imported only now, because the compiler's packages need more than numpy."""
+    from compiler.ir.errors import SecateurError
+
+    return SecateurError(code, message, where=where, hint=hint)
