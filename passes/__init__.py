@@ -2,6 +2,7 @@
 
 from passes.coupling import Group, Groups, certify, dependency_groups
 from passes.pipeline import Context, Pass, Pipeline, available_passes, make_pass, parse_passes, register_pass
+from passes.simplify import Simplify
 from passes.structured import Prune
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Pass",
     "Pipeline",
     "Prune",
+    "Simplify",
     "available_passes",
     "certify",
     "dependency_groups",

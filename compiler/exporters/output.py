@@ -14,15 +14,20 @@ from pathlib import Path
 from compiler.ir import SecateurError
 
 
-def check_output(path: str | Path, inputs: Iterable[str | Path] = (), overwrite: bool = False) -> Path:
-    """The path as a Path, if a file may be written there.
+def check_output(
+    path: str | Path, inputs: Iterable[str | Path] = (), overwrite: bool = False, *, directory: bool = False
+) -> Path:
+    """The path as a Path, if a file (an artifact directory, with `directory`) may be written there.
 
     Raises E_OUTPUT_IS_INPUT (it is one of `inputs`), E_OUTPUT_EXISTS (and `overwrite` is off), or
-    E_OUTPUT (no parent folder, a directory, not writable).
+    E_OUTPUT (no parent folder, the wrong kind of thing is there, not writable). A directory is replaced only
+    when it is an artifact.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not directory:
         raise _refuse("E_OUTPUT", "the output is a directory", path, "give the name of a file")
+    if path.is_dir() and overwrite and not (path / "manifest.json").is_file() and any(path.iterdir()):
+        raise _refuse("E_OUTPUT", "the output is a directory that is no artifact", path, "choose another path")
     if not path.parent.is_dir():
         raise _refuse("E_OUTPUT", "the output's folder does not exist", path, f"create it: mkdir -p {path.parent}")
     for source in inputs:
@@ -30,7 +35,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = (), overwrite:
             raise _refuse("E_OUTPUT_IS_INPUT", "the output would replace its own input", path, "write to another path")
     if path.exists() and not overwrite:
         raise _refuse("E_OUTPUT_EXISTS", "the output exists already", path, "choose another path, or allow overwriting")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not path.is_file()):
+    if not os.access(path.parent, os.W_OK) or (path.exists() and path.is_dir() != directory):
         raise _refuse("E_OUTPUT", "the output cannot be written", path, "choose a folder that you may write to")
     return path
 

@@ -95,7 +95,10 @@ def random_inputs(graph: Graph, seed: int = 0, symbol: int = 2) -> dict[str, np.
 
 
 def relative_difference(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """The largest, over outputs, of |actual - expected| / |expected| in the Euclidean norm; inf on NaN or shape mismatch."""
+    """The largest, over outputs, of |actual - expected| / |expected| in the Euclidean norm.
+
+    inf where shapes differ or where only one side is not a number.
+    """
     worst = 0.0
     for name, reference in expected.items():
         other = actual[name]

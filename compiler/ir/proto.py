@@ -25,7 +25,9 @@ def element_type(dtype: np.dtype | None) -> int:
 
 
 def value_info(value: Value) -> onnx.ValueInfoProto:
-    """The type of a value as ONNX states it; an unknown rank leaves the shape out."""
+    """The type of a value as ONNX states it; an unknown rank leaves the shape out, an unknown dtype all of it."""
+    if value.dtype is None:
+        return onnx.ValueInfoProto(name=value.name)
     return helper.make_tensor_value_info(value.name, element_type(value.dtype), value.shape)
 
 
@@ -49,7 +51,7 @@ def node_proto(node: Node) -> onnx.NodeProto:
 
 def _attribute(node: Node, key: str, item: Any) -> onnx.AttributeProto:
     if isinstance(item, Graph):
-        return helper.make_attribute(key, _graph_proto(item, [value_info(v) for v in item.inputs], []))
+        return helper.make_attribute(key, _body_proto(item, f"{node.name}/{key}"))
     if isinstance(item, np.ndarray):
         return helper.make_attribute(key, numpy_helper.from_array(item))
     if isinstance(item, list) and not item:
@@ -86,6 +88,18 @@ def all_constants(graph: Graph) -> list[Value]:
         for body in subgraphs(node):
             found |= dict.fromkeys(all_constants(body))
     return list(found)
+
+
+def _body_proto(body: Graph, prefix: str) -> onnx.GraphProto:
+    """A body whose results are its own, as ONNX wants it; where the graph gives out another value, a copy is made."""
+    made = {v for n in body.nodes for v in n.outputs}
+    proto = _graph_proto(body, [value_info(v) for v in body.inputs], [])
+    for index, value in enumerate(body.outputs):
+        if value not in made or value in body.outputs[:index]:
+            name = f"{prefix}/{index}/{value.name}"
+            proto.node.append(helper.make_node("Identity", [value.name], [name], name=name))
+            proto.output[index].name = name
+    return proto
 
 
 def _graph_proto(

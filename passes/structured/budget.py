@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,7 +16,10 @@ from passes.structured.ladder import Ladder
 
 TOLERANCE = 0.002
 """The search stops when the ratio is this near (absolute)."""
+_CLOSE = 0.005
+"""Further than this, steps of different groups are traded against each other."""
 _MAX_ROUNDS = 32
+_MAX_TRIES = 1500
 
 Metric = Callable[[np.ndarray], int]
 """From one keep flag a unit to the cost of what stays."""
@@ -89,7 +93,33 @@ def choose_steps(ladders: Sequence[Ladder], groups: Groups, metric: Metric, rati
         if gap <= TOLERANCE or not coarse:
             break
         caps[coarse] = [under[i] for i in coarse]
+    return best if gap <= _CLOSE else _polish(best, ladders, fallen, ratio)
+
+
+def _polish(
+    steps: list[int], ladders: Sequence[Ladder], fallen: Callable[[Sequence[int]], float], ratio: float
+) -> list[int]:
+    """Narrow groups make coarse steps: trade a few steps of one ladder for a few of another, to come nearer."""
+    best, gap, tries = steps, abs(fallen(steps) - ratio), 0
+    for reach in (1, 2, 3):
+        for i, j in itertools.combinations_with_replacement(range(len(ladders)), 2):
+            for up, down in itertools.product(range(reach + 1), range(-reach, 1)):
+                for a, b in ((up, down), (down, up)):
+                    trial = _moved(_moved(steps, ladders, i, a), ladders, j, b)
+                    tries += 1
+                    distance = abs(fallen(trial) - ratio)
+                    if distance < gap:
+                        best, gap = trial, distance
+                    if gap <= _CLOSE or tries >= _MAX_TRIES:
+                        return best
     return best
+
+
+def _moved(steps: list[int], ladders: Sequence[Ladder], index: int, by: int) -> list[int]:
+    """The steps with one ladder moved by some of its allowed numbers of steps."""
+    allowed = ladders[index].allowed
+    place = int(np.searchsorted(allowed, steps[index])) + by
+    return [*steps[:index], int(allowed[np.clip(place, 0, len(allowed) - 1)]), *steps[index + 1 :]]
 
 
 Path = Callable[[int], np.ndarray]

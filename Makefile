@@ -1,0 +1,56 @@
+# make demo   sets everything up and runs the main job on the bundled model
+# make test   sets everything up and passes the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+WORKERS ?= 2
+
+.PHONY: help demo test check format bench conformance clean
+help:
+	@echo "make demo         compile, prune, run and measure the bundled model"
+	@echo "make test         run the tests"
+	@echo "make check        formatter, linter, types"
+	@echo "make bench        our time over ONNX Runtime's on MobileNetV2 and ResNet-18"
+	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
+	@echo "make clean        remove the virtual environment and what the demo made"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "the venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per set of requirements, made anew when they change.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e ".[test,dev]"
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/secateur demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m tests.benchmarks.bench_models
+
+conformance: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) tests/conformance
+
+clean:
+	rm -rf $(VENV) secateur-demo *.egg-info

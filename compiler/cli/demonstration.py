@@ -1,0 +1,150 @@
+"""`secateur demo`: the main job on the bundled model, with what was gained and what it cost."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from compiler.cli.shared import Json, Quiet, Screen, count, size, table
+from compiler.driver import compile_outcome, transform
+from compiler.ir import CheckFailed, SecateurError, graph_cost
+from passes import Context, Pipeline, Prune, parse_passes
+
+DENSE, TUNED = "fashion_cnn.onnx", "fashion_cnn_pruned50_finetuned.onnx"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; times in milliseconds, accuracy in [0, 1]."""
+
+    name: str
+    params: int
+    macs: int
+    file_bytes: int
+    accuracy: float
+    ours_ms: float
+    theirs_ms: float
+    difference: float
+
+
+def demo_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the models and artifacts it makes.")] = (
+        Path("secateur-demo")
+    ),
+    seconds: Annotated[float, typer.Option(help="How long to time each model.")] = 1.0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile, prune, run and measure the bundled Fashion-MNIST model."""
+    screen = Screen(json, quiet)
+    examples = _examples()
+    output.mkdir(parents=True, exist_ok=True)
+    with screen.context() as context:
+        rows = list(_rows(examples, output, seconds, context))
+    _show(screen, rows)
+    pruned = output / "pruned.onnx"
+    screen.print(
+        "\nTry next:\n"
+        f"  secateur groups {examples / DENSE} --certify\n"
+        f"  secateur prune {examples / DENSE} -o smaller.onnx --ratio 0.7\n"
+        f"  secateur compile {pruned} -o artifact --shape input=1x1x28x28\n"
+        f"  secateur bench {output / 'pruned'} --against onnxruntime\n"
+        f"  secateur inspect {output / 'pruned'}\n"
+        "  secateur compile YOUR_MODEL.onnx -o artifact",
+    )
+    screen.finish({"models": [vars(r) for r in rows], "output": str(output)})
+
+
+def _rows(examples: Path, output: Path, seconds: float, context: Context) -> Iterator[Row]:
+    context.progress("pruning", 0, 4)
+    dense, pruned = examples / DENSE, output / "pruned.onnx"
+    transform(dense, pruned, Pipeline((*parse_passes("simplify"), Prune(ratio=0.5))), overwrite=True)
+    models = [("dense", dense), ("pruned", pruned), ("pruned, fine-tuned 1 epoch", examples / TUNED)]
+    for done, (name, model) in enumerate(models, 1):
+        context.progress(f"compiling and measuring: {name}", done, 4)
+        yield _measure(name, model, output / name.replace(", ", "-").replace(" ", "-"), seconds)
+
+
+def _measure(name: str, model: Path, artifact: Path, seconds: float) -> Row:
+    from backends.benchmark import benchmark
+
+    from backends import load
+
+    # Latency and accuracy of the deployed form: batch 1, BatchNorm folded.
+    outcome = compile_outcome(
+        model, output=artifact, passes="simplify(batchnorm=true)", shapes={"input": (1, 1, 28, 28)}, overwrite=True
+    )
+    cost = graph_cost(outcome.graph)
+    timing = benchmark(artifact, against_onnx=artifact / "model.onnx", threads=1, seconds=seconds)
+    with load(artifact) as executable:
+        accuracy = _accuracy(executable)
+    return Row(
+        name=name,
+        params=cost.params,
+        macs=cost.macs,
+        file_bytes=model.stat().st_size,
+        accuracy=accuracy,
+        ours_ms=timing.ours_ms,
+        theirs_ms=timing.theirs_ms if timing.theirs_ms is not None else float("nan"),
+        difference=outcome.checks[-1].difference,
+    )
+
+
+def _accuracy(executable: Any) -> float:
+    """Share of the 1,000 bundled test images that the artifact classifies rightly."""
+    from examples.fashion_mnist.data import load_test_images, preprocess
+
+    images, labels = load_test_images()
+    inputs = preprocess(images)
+    right = sum(
+        int(np.argmax(executable.run({"input": inputs[i : i + 1]})["logits"]) == labels[i]) for i in range(len(labels))
+    )
+    if not len(labels):
+        raise CheckFailed("E_VERIFY", "the bundled test images are empty")
+    return right / len(labels)
+
+
+def _show(screen: Screen, rows: list[Row]) -> None:
+    shown = [
+        [
+            r.name,
+            count(r.params),
+            count(r.macs),
+            size(r.file_bytes),
+            f"{r.accuracy:.1%}",
+            f"{r.ours_ms:.3f} ms",
+            f"{r.theirs_ms:.3f} ms",
+            f"{r.difference:.0e}",
+        ]
+        for r in rows
+    ]
+    columns = "parameters", "MACs", "ONNX file", "accuracy", "secateur", "onnxruntime", "difference"
+    screen.print(table("Fashion-MNIST, 1,000 test images, one image at a time, one thread", "", *columns, rows=shown))
+    dense, pruned, tuned = rows
+    screen.print(
+        f"\ngained: {1 - pruned.macs / dense.macs:.1%} of the multiply-accumulates and "
+        f"{1 - pruned.params / dense.params:.1%} of the parameters removed; "
+        f"{dense.ours_ms / pruned.ours_ms:.2f} times faster than dense"
+        f"\ncost:   {(dense.accuracy - pruned.accuracy) * 100:.1f} points of accuracy as pruned, "
+        f"{(dense.accuracy - tuned.accuracy) * 100:.1f} after one epoch of fine-tuning"
+        "\ndifference: between our artifact and ONNX Runtime on the same file, relative"
+    )
+
+
+def _examples() -> Path:
+    found = importlib.util.find_spec("examples.fashion_mnist") if importlib.util.find_spec("examples") else None
+    folder = Path(found.origin).parent if found is not None and found.origin else None
+    if folder is None or not all((folder / name).is_file() for name in (DENSE, TUNED)):
+        raise SecateurError(
+            "E_DEMO_MODEL",
+            "the bundled model is not installed",
+            where=str(folder or "examples.fashion_mnist"),
+            hint="run from a clone of the repository, or install the complete package",
+        )
+    return folder

@@ -1,0 +1,167 @@
+"""`secateur groups` and `secateur inspect`: commands that only look."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.tree import Tree
+
+from compiler.cli.shared import Json, Model, Quiet, Screen, Shapes, bind, count, size, table
+from compiler.frontends import load
+from compiler.ir import Graph, SecateurError, graph_cost, node_cost
+from passes import Groups, Pipeline, certify, dependency_groups
+
+
+def groups_command(
+    model: Model,
+    shape: Shapes = None,
+    prove: Annotated[bool, typer.Option("--certify", help="Prove the groups by permuting them at random.")] = False,
+    fixed: Annotated[bool, typer.Option("--fixed", help="List all that cannot move, and why.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show the dependency groups: what can be pruned together, and what cannot be pruned and why."""
+    screen = Screen(json, quiet)
+    with screen.context() as context:
+        graph = Pipeline("simplify").run(load(model, shapes=bind(shape)), context)
+        context.progress("grouping", 0, 1)
+        groups = dependency_groups(graph)
+        difference = certify(graph, groups) if prove else None
+    screen.print(_tree(groups))
+    reasons = Counter[str]()
+    for item in groups.fixed:
+        reasons[item.reason] += item.positions
+    if fixed:
+        rows = [[f"{f.value.name}[{f.axis}]", str(f.positions), f.reason] for f in groups.fixed]
+        screen.print(table("Fixed", "axis", "positions", "because", rows=rows))
+    elif reasons:
+        rows = [[reason, str(n)] for reason, n in reasons.most_common(8)]
+        screen.print(table("Fixed (most common reasons; --fixed lists all)", "because", "positions", rows=rows))
+    if difference is not None:
+        screen.print(f"certified: permuting every group changes the outputs by {difference:.1e} (relative)")
+    screen.finish(_groups_result(groups, difference))
+
+
+def _tree(groups: Groups) -> Tree:
+    tree = Tree(f"{len(groups)} dependency groups, {groups.unit_count} units")
+    for group in groups:
+        constraint = f", balanced in {group.balanced} blocks" if group.balanced > 1 else ""
+        branch = tree.add(f"[bold]{group.name}[/bold]: {group.units} {group.kind}s{constraint}")
+        for member in group.members[:12]:
+            branch.add(f"{member}  ({member.positions} positions; {', '.join(n.op for n in member.nodes)})")
+        if len(group.members) > 12:
+            branch.add(f"… and {len(group.members) - 12} more members")
+    return tree
+
+
+def _groups_result(groups: Groups, difference: float | None) -> dict[str, Any]:
+    return {
+        "groups": [
+            {
+                "name": g.name,
+                "kind": g.kind,
+                "units": g.units,
+                "blocks": [len(b) for b in g.blocks],
+                "step": list(g.step),
+                "members": [
+                    {
+                        "value": m.value.name,
+                        "axis": m.axis,
+                        "positions": m.positions,
+                        "nodes": [n.name for n in m.nodes],
+                    }
+                    for m in g.members
+                ],
+            }
+            for g in groups
+        ],
+        "fixed": [
+            {"value": f.value.name, "axis": f.axis, "positions": f.positions, "reason": f.reason} for f in groups.fixed
+        ],
+        "certificate": difference,
+    }
+
+
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="An ONNX file or an artifact directory.", show_default=False)],
+    shape: Shapes = None,
+    text: Annotated[bool, typer.Option("--text", help="Print the graph in its textual form.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a model or an artifact is made of, and where its cost lies."""
+    screen = Screen(json, quiet)
+    if path.is_dir():
+        _inspect_artifact(screen, path)
+        return
+    graph = load(path, shapes=bind(shape))
+    if text and not json:
+        print(graph, end="")
+        return
+    cost = graph_cost(graph)
+    interface = [["input", v.name, *_type(v)] for v in graph.inputs] + [
+        ["output", v.name, *_type(v)] for v in graph.outputs
+    ]
+    screen.print(table(f"{path}: opset {graph.opset}, {len(graph.nodes)} nodes", "", "name", "type", rows=interface))
+    rows = _ops(graph)
+    screen.print(
+        table(
+            "Cost",
+            "operator",
+            "nodes",
+            "MACs",
+            "parameters",
+            "moved",
+            rows=[[r[0], str(r[1]), count(r[2]), count(r[3]), size(r[4])] for r in rows],
+        )
+    )
+    screen.print(f"in all: {count(cost.macs)} multiply-accumulates, {count(cost.params)} parameters")
+    screen.finish(
+        {
+            "opset": graph.opset,
+            "nodes": len(graph.nodes),
+            "macs": cost.macs,
+            "params": cost.params,
+            "inputs": [{"name": v.name, "type": _type(v)[0]} for v in graph.inputs],
+            "outputs": [{"name": v.name, "type": _type(v)[0]} for v in graph.outputs],
+            "operators": [dict(zip(("op", "nodes", "macs", "params", "bytes_moved"), r, strict=True)) for r in rows],
+        }
+    )
+
+
+def _type(value) -> list[str]:  # type: ignore[no-untyped-def]
+    from compiler.ir import format_type
+
+    return [format_type(value)]
+
+
+def _ops(graph: Graph) -> list[list[Any]]:
+    kinds: dict[str, list[int]] = {}
+    for node in graph.nodes:
+        cost = node_cost(node)
+        entry = kinds.setdefault(node.qualified_op, [0, 0, 0, 0])
+        for i, n in enumerate((1, cost.macs, cost.params, cost.bytes_moved)):
+            entry[i] += n
+    return sorted(([op, *n] for op, n in kinds.items()), key=lambda r: (-r[2], -r[4], r[0]))
+
+
+def _inspect_artifact(screen: Screen, path: Path) -> None:
+    try:
+        manifest = jsonlib.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SecateurError(
+            "E_ARTIFACT", "this directory is no artifact", where=f"{path}: {error}", hint="give the -o of a compile"
+        ) from None
+    files = [[name, size(f["bytes"]), f["sha256"][:12]] for name, f in sorted(manifest["files"].items())]
+    screen.print(table(f"{path}: {manifest['target']['name']}", "file", "size", "sha256", rows=files))
+    layers = [
+        [str(layer.get("schedule", "")), ", ".join(layer.get("nodes", []))[:70], count(layer.get("macs", 0))]
+        for layer in manifest["layers"]
+    ]
+    screen.print(table(f"{len(layers)} kernels", "schedule", "nodes", "MACs", rows=layers))
+    screen.print(f"activation memory: {size(manifest['arena_bytes'])}")
+    screen.finish(manifest)

@@ -1,0 +1,105 @@
+"""What the subcommands share: options, progress, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from compiler.frontends import parse_shape
+from passes import Context
+
+Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME=1x3x224x224", help="Bind an input's symbolic dimensions; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")]
+Recipe = Annotated[
+    Path | None, typer.Option("--recipe", help="A file with the passes in their textual form, one or more a line.")
+]
+PrintAfter = Annotated[
+    list[str] | None,
+    typer.Option("--print-after", metavar="PASS", help="Print the graph after this pass (* for all) on stderr."),
+]
+Timings = Annotated[bool, typer.Option("--timings", help="Print the seconds that each pass took.")]
+
+
+class Screen:
+    """Where a command writes: tables on stdout for people, one JSON object for machines, nothing when quiet."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        # Names are longer than an 80-column default when the output is not a terminal.
+        self.console = Console(quiet=as_json or quiet, highlight=False, width=None if sys.stdout.isatty() else 140)
+
+    def print(self, *items: Any) -> None:
+        """Show text or tables to a person."""
+        self.console.print(*items)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Give the machine-readable result."""
+        if self.as_json:
+            print(json.dumps(result, indent=2, default=_plain))
+
+    @contextmanager
+    def context(self, print_after: list[str] | None = None) -> Iterator[Context]:
+        """A Context whose progress shows as a bar on stderr."""
+        hidden = self.as_json or self.quiet or not sys.stderr.isatty()
+        columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+            task = bar.add_task("loading", total=None)
+
+            def show(label: str, done: int, total: int) -> None:
+                bar.update(task, description=label, completed=done, total=total)
+
+            yield Context(progress=show, print_after=tuple(print_after or ()))
+
+
+def _plain(item: Any) -> Any:
+    if hasattr(item, "item"):
+        return item.item()
+    return str(item)
+
+
+def bind(shapes: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """The --shape options as a mapping."""
+    return dict(parse_shape(text) for text in shapes or [])
+
+
+def table(title: str, *columns: str, rows: list[list[str]]) -> Group:
+    """A plain table under its title; the first column is left-aligned, the others right."""
+    made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(columns))
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return Group(Text(title, style="bold"), made)
+
+
+def count(number: float) -> str:
+    """1,234,567 as 1.23 M."""
+    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.2f}{suffix}"
+    return f"{number:g}"
+
+
+def size(number: float) -> str:
+    """Bytes for people."""
+    for limit, suffix in ((1e9, " GB"), (1e6, " MB"), (1e3, " kB")):
+        if number >= limit:
+            return f"{number / limit:.2f}{suffix}"
+    return f"{number:.0f} B"

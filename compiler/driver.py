@@ -1,0 +1,256 @@
+"""The road from end to end: load, passes, build, verify. `compile` reads like the picture in the design."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compiler.exporters import check_output, export
+from compiler.frontends import load
+from compiler.ir import CheckFailed, Graph, SecateurError
+from compiler.ir.execute import execute, random_inputs, relative_difference
+from passes import Context, Pipeline
+from passes.pipeline import Pass
+from passes.structured.check import pruning_error
+
+if TYPE_CHECKING:
+    from backends import Artifact, Target
+
+TOLERANCE = 1e-4
+"""Largest relative difference (norm of the difference over the norm) between two ways to compute the same."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison that was made: what with what, the largest relative difference, and the tolerance."""
+
+    compared: str
+    difference: float
+    tolerance: float = TOLERANCE
+
+    @property
+    def passed(self) -> bool:
+        """True when the difference is within the tolerance."""
+        return self.difference <= self.tolerance
+
+    def require(self) -> None:
+        """Raise CheckFailed `E_VERIFY` unless the check passed."""
+        if not self.passed:
+            raise CheckFailed(
+                "E_VERIFY",
+                f"{self.compared}: the relative difference is {self.difference:.2e}, more than {self.tolerance:.0e}",
+                hint="nothing was written; this is a defect worth reporting together with the model",
+            )
+
+
+@dataclass
+class Outcome:
+    """What a run of the road made: the final graph, where it was written, reports of passes, checks made."""
+
+    graph: Graph
+    path: Path
+    context: Context
+    checks: list[Check] = field(default_factory=list)
+    artifact: Artifact | None = None
+
+
+def compile(
+    source: Any,
+    *,
+    target: str | Target = "native",
+    passes: str | Pipeline | Sequence[Pass] = "simplify",
+    output: str | Path,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    context: Context | None = None,
+) -> Artifact:
+    """Compile a model (a path, a ModelProto, …) into the artifact directory `output` and return the Artifact.
+
+    shapes: input name -> shape for symbolic dimensions. verify: compare the result with ONNX Runtime, and a
+    pruning with the silenced original, before anything appears at `output`; CheckFailed otherwise.
+    """
+    outcome = compile_outcome(
+        source,
+        target=target,
+        passes=passes,
+        output=output,
+        shapes=shapes,
+        overwrite=overwrite,
+        verify=verify,
+        context=context,
+    )
+    assert outcome.artifact is not None
+    return outcome.artifact
+
+
+def compile_outcome(
+    source: Any,
+    *,
+    target: str | Target = "native",
+    passes: str | Pipeline | Sequence[Pass] = "simplify",
+    output: str | Path,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    context: Context | None = None,
+) -> Outcome:
+    """As `compile`, with the graph, the passes' reports and the checks that were made."""
+    from backends import Artifact, build
+
+    final = check_output(output, inputs=_paths(source), overwrite=overwrite, directory=True)
+    context = context or Context()
+    pipeline = _pipeline(passes)
+    graph = load(source, shapes=shapes)
+    transformed = pipeline.run(graph, context)
+    with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as folder:
+        draft = build(transformed, Path(folder) / "artifact", target=target, progress=context.progress)
+        checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
+        if verify and _runs_here(draft):
+            context.progress("verifying", 0, 1)
+            checks.append(verify_artifact(draft.path, transformed))
+        _publish(draft.path, final)
+    return Outcome(transformed, final, context, checks, Artifact(final, draft.manifest))
+
+
+def transform(
+    source: Any,
+    output: str | Path,
+    passes: str | Pipeline | Sequence[Pass],
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    context: Context | None = None,
+) -> Outcome:
+    """Run passes over a model and write the result as ONNX: what `secateur prune` does."""
+    final = check_output(output, inputs=_paths(source), overwrite=overwrite)
+    context = context or Context()
+    pipeline = _pipeline(passes)
+    graph = load(source, shapes=shapes)
+    transformed = pipeline.run(graph, context)
+    checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
+    export(transformed, final, overwrite=overwrite)
+    return Outcome(transformed, final, context, checks)
+
+
+def verify_transformation(before: Graph, after: Graph, pipeline: Pipeline, context: Context) -> list[Check]:
+    """What can be proven of passes: sameness where none changes the function, exactness of each pruning.
+
+    Raises CheckFailed when a check fails, or when an input or output changed its shape.
+    """
+    _require_same_interface(before, after)
+    checks = []
+    data = random_inputs(before, seed=1)
+    if pipeline.exact:
+        found = relative_difference(execute(after, data), execute(before, data))
+        checks.append(Check("after the passes, with the source model (both in ONNX Runtime)", found))
+    else:
+        execute(after, data)
+    if len(pipeline.passes) and pipeline.passes[-1].name == "prune":
+        report = context.reports["prune"][-1]
+        groups, keep = report.selection
+        error = pruning_error(groups, keep, after)
+        if error is not None:
+            checks.append(Check("pruned model, with the original whose removed channels are silenced", error))
+    for check in checks:
+        check.require()
+    return checks
+
+
+def verify_artifact(path: str | Path, graph: Graph, seed: int = 1) -> Check:
+    """Compare an artifact on disk with ONNX Runtime running `graph`, on noise."""
+    from backends import load as load_artifact
+
+    data = random_inputs(graph, seed)
+    with load_artifact(path) as executable:
+        actual = executable.run(data)
+    check = Check(
+        "compiled artifact, with ONNX Runtime on the same graph", relative_difference(actual, execute(graph, data))
+    )
+    check.require()
+    return check
+
+
+def compare(a: str | Path, b: str | Path, *, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0) -> Check:
+    """Run two models (ONNX files or artifacts, in any mix) on the same noise and compare their outputs."""
+    graphs = [load(_model_of(p), shapes=shapes) for p in (a, b)]
+    data = random_inputs(graphs[1], seed)
+    left, right = (_run(Path(p), g, data) for p, g in zip((a, b), graphs, strict=True))
+    if set(left) != set(right):
+        raise CheckFailed(
+            "E_VERIFY", "the models have different outputs", where=f"{sorted(left)} against {sorted(right)}"
+        )
+    return Check(f"{a}, with {b}", relative_difference(left, right))
+
+
+def _run(path: Path, graph: Graph, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    missing = {v.name for v in graph.inputs} - set(data)
+    if missing:
+        raise CheckFailed("E_VERIFY", "the models have different inputs", where=", ".join(sorted(missing)))
+    own = {v.name: data[v.name] for v in graph.inputs}
+    if not path.is_dir():
+        return execute(graph, own)
+    from backends import load as load_artifact
+
+    with load_artifact(path) as executable:
+        return executable.run(own)
+
+
+def _model_of(path: str | Path) -> Path:
+    """The ONNX file of an artifact directory, or the file itself."""
+    return Path(path) / "model.onnx" if Path(path).is_dir() else Path(path)
+
+
+def _runs_here(artifact: Artifact) -> bool:
+    return bool(artifact.manifest.get("target", {}).get("name", "native") == "native")
+
+
+def _require_same_interface(before: Graph, after: Graph) -> None:
+    for kind in ("inputs", "outputs"):
+        old = [(v.name, v.dtype, v.shape) for v in getattr(before, kind)]
+        new = [(v.name, v.dtype, v.shape) for v in getattr(after, kind)]
+        for (name, dtype, shape), found in zip(old, new, strict=True):
+            if (name, dtype) != found[:2] or not _compatible(shape, found[2]):
+                raise CheckFailed(
+                    "E_VERIFY", f"{kind[:-1]} {name!r} was {dtype}{shape} and became {found[1]}{found[2]}", where=name
+                )
+
+
+def _compatible(a: tuple[Any, ...] | None, b: tuple[Any, ...] | None) -> bool:
+    if a is None or b is None:
+        return True
+    return len(a) == len(b) and all(
+        x == y for x, y in zip(a, b, strict=True) if isinstance(x, int) and isinstance(y, int)
+    )
+
+
+def _pipeline(passes: str | Pipeline | Sequence[Pass]) -> Pipeline:
+    return passes if isinstance(passes, Pipeline) else Pipeline(passes)
+
+
+def _paths(source: Any) -> list[str | Path]:
+    return [source] if isinstance(source, str | Path) else []
+
+
+def _publish(draft: Path, final: Path) -> None:
+    """Put a finished directory in its place; an old one is set aside first, so that a failure loses nothing."""
+    aside = None
+    if final.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent)) / "old"
+        final.rename(aside)
+    try:
+        draft.rename(final)
+    except OSError as error:
+        if aside is not None:
+            aside.rename(final)
+        raise SecateurError("E_OUTPUT", f"cannot write {final}: {error.strerror}", where=str(final)) from None
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside.parent, ignore_errors=True)
