@@ -75,6 +75,10 @@ def to_model_proto(graph: Graph) -> onnx.ModelProto:
 def _skeleton(graph: Graph, large: list[Value]) -> onnx.ModelProto:
     """The checked model without the data of `large`."""
     model = model_proto(graph, data_limit=_INLINE_ELEMENTS)
+    # The checker wants a shape of every output; one of unknown rank gets it for the check only.
+    shapeless = [i.type.tensor_type for i in model.graph.output if not i.type.tensor_type.HasField("shape")]
+    for kind in shapeless:
+        kind.shape.SetInParent()
     try:
         checker.check_model(model)
     except checker.ValidationError as error:
@@ -84,6 +88,9 @@ def _skeleton(graph: Graph, large: list[Value]) -> onnx.ModelProto:
             where=" ".join(str(error).split())[:300],
             hint="this is a defect of the pass or frontend that made the graph; please report it with the model",
         ) from None
+    finally:
+        for kind in shapeless:
+            kind.ClearField("shape")
     names = {v.name for v in large}
     inputs = [i for i in model.graph.input if i.name not in names]
     del model.graph.input[:]

@@ -18,6 +18,9 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from compiler.frontends.onnx.weights import decode, decode_sparse
 from compiler.ir import ArrayConstant, Constant, Graph, Node, Origin, SecateurError, Value
 
+_SPELLED_OUT: dict[str, dict[str, Any]] = {"MeanVarianceNormalization": {"axes": [0, 2, 3]}}
+"""Defaults that onnx's shape inference loses when they are left out."""
+
 Scope = dict[str, Value]
 """The values of the enclosing graphs by their name in the source."""
 
@@ -116,6 +119,8 @@ class _Lift:
         name = self._unique(original, self._node_names)
         while operands and operands[-1] is None:
             operands.pop()
+        if not item.domain:
+            attributes = _SPELLED_OUT.get(item.op, {}) | attributes
         return Node(
             item.op, operands, results, attributes, name=name, domain=item.domain or "", origin=Origin("onnx", original)
         )

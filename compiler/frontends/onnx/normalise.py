@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 import networkx as nx
 import onnx
-from onnx import checker, helper, inliner, version_converter
+from onnx import checker, helper, inliner
 
+from compiler.frontends.onnx.convert import convert
+from compiler.frontends.onnx.protos import all_nodes, bodies, first_line
 from compiler.frontends.operators import is_known, unknown_operator
 from compiler.ir import MIN_OPSET, SecateurError
 
@@ -30,7 +32,7 @@ def normalise(model: onnx.ModelProto, allow_unknown: bool) -> onnx.ModelProto:
     opset = _opset(model)
     _check_interface(model.graph)
     functions = {(f.domain, f.name) for f in model.functions}
-    for node in _all_nodes(model):
+    for node in all_nodes(model):
         if (node.domain, node.op_type) not in functions:
             _check_node(node, opset, allow_unknown)
     sort_nodes(model.graph)
@@ -40,7 +42,7 @@ def normalise(model: onnx.ModelProto, allow_unknown: bool) -> onnx.ModelProto:
     if model.functions:
         model = _inline(model)
     if opset < MIN_OPSET:
-        model = _convert(model, opset)
+        model = convert(model, opset)
     return model
 
 
@@ -50,7 +52,7 @@ def _use_one_standard_domain(model: onnx.ModelProto) -> None:
         for entry in carrier.opset_import:
             if entry.domain == "ai.onnx":
                 entry.domain = ""
-    for node in _all_nodes(model):
+    for node in all_nodes(model):
         if node.domain == "ai.onnx":
             node.domain = ""
 
@@ -58,7 +60,7 @@ def _use_one_standard_domain(model: onnx.ModelProto) -> None:
 def _opset(model: onnx.ModelProto) -> int:
     opset = max((e.version for e in model.opset_import if e.domain == ""), default=None)
     current = onnx.defs.onnx_opset_version()
-    if opset is None and any(n.domain == "" for n in _all_nodes(model)):
+    if opset is None and any(n.domain == "" for n in all_nodes(model)):
         raise SecateurError(
             "E_OPSET", "the model does not say which ONNX opset it uses", hint="export it again with an opset version"
         )
@@ -110,27 +112,10 @@ def _check_node(node: onnx.NodeProto, opset: int, allow_unknown: bool) -> None:
             )
 
 
-def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    yield from _nodes(model.graph.node)
-    for function in model.functions:
-        yield from _nodes(function.node)
-
-
-def _nodes(nodes: list[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for body in _bodies(node):
-            yield from _nodes(body.node)
-
-
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [a.g for a in node.attribute if a.HasField("g")]
-
-
 def sort_nodes(graph: onnx.GraphProto) -> None:
     """Order the nodes topologically, bodies too, keeping the order where it is free; E_CYCLE when there is none."""
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies(node):
             sort_nodes(body)
     maker = {name: i for i, n in enumerate(graph.node) for name in n.output if name}
     edges = [(maker[name], i) for i, n in enumerate(graph.node) for name in _reads(n) if name in maker]
@@ -153,7 +138,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     yield from node.input
-    for body in _bodies(node):
+    for body in bodies(node):
         own = {i.name for i in body.input} | {t.name for t in body.initializer}
         own |= {name for n in body.node for name in n.output}
         yield from (name for n in body.node for name in _reads(n) if name not in own)
@@ -161,6 +146,10 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _check(model: onnx.ModelProto) -> None:
+    # An output of unknown rank is fine with runtimes, but the checker wants a shape: it gets one for the check.
+    shapeless = [i.type.tensor_type for i in model.graph.output if not i.type.tensor_type.HasField("shape")]
+    for kind in shapeless:
+        kind.shape.SetInParent()
     try:
         checker.check_model(model)
     except checker.ValidationError as error:
@@ -173,6 +162,9 @@ def _check(model: onnx.ModelProto) -> None:
             where=context[:300],
             hint="export the model again with a current exporter",
         ) from None
+    finally:
+        for kind in shapeless:
+            kind.ClearField("shape")
 
 
 def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -181,25 +173,6 @@ def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
     except RuntimeError as error:
         raise SecateurError(
             "E_INVALID_MODEL",
-            f"its local functions cannot be inlined: {_first_line(error)}",
+            f"its local functions cannot be inlined: {first_line(error)}",
             hint="export the model without local functions",
         ) from None
-
-
-def _convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    metadata = list(model.metadata_props)
-    try:
-        converted = version_converter.convert_version(model, MIN_OPSET)
-    except (RuntimeError, ValueError) as error:
-        raise SecateurError(
-            "E_OPSET",
-            f"the model cannot be lifted from ONNX opset {opset} to {MIN_OPSET}: {_first_line(error)}",
-            hint=f"export the network again with opset {MIN_OPSET} or newer",
-        ) from None
-    del converted.metadata_props[:]
-    converted.metadata_props.extend(metadata)
-    return converted
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -6,7 +6,6 @@ Large and external tensors become lazy constants under their names, and typed in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compiler.frontends.onnx.external import external_constant
+from compiler.frontends.onnx.protos import bodies, defined, graphs
 from compiler.ir import ArrayConstant, Constant, SecateurError
 
 _SMALL = 1024
@@ -29,16 +29,16 @@ def take_weights(model: onnx.ModelProto, folder: Path | None) -> dict[str, Const
     Each one becomes a typed graph input; those inside bodies get a name of their own. Initializers that
     are also listed as inputs (IR version 3) are no inputs any more. `folder` is where external data lies.
     """
-    for owner in (*_graphs(model.graph), *model.functions):
+    for owner in (*graphs(model.graph), *model.functions):
         for node in owner.node:
             _make_dense(node)
-    names = {name for graph in _graphs(model.graph) for name in _defined(graph)}
+    names = {name for graph in graphs(model.graph) for name in defined(graph)}
     weights: dict[str, Constant] = {}
     _take_from(model.graph, folder, weights)
-    for body in _graphs(model.graph):
+    for body in graphs(model.graph):
         if body is not model.graph:
             _take_from_body(body, folder, weights, names)
-    for owner in (*_graphs(model.graph), *model.functions):
+    for owner in (*graphs(model.graph), *model.functions):
         for node in owner.node:
             for attribute in node.attribute:
                 _load_external_attribute(attribute, folder)
@@ -126,8 +126,8 @@ def _rename_reads(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
         for index, name in enumerate(node.input):
             if name in renamed:
                 node.input[index] = renamed[name]
-        for body in _bodies(node):
-            shadowed = set(_defined(body))
+        for body in bodies(node):
+            shadowed = set(defined(body))
             _rename_reads(body, {k: v for k, v in renamed.items() if k not in shadowed})
 
 
@@ -163,29 +163,6 @@ def _load_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
 
 def _named(constant: Constant, name: str) -> onnx.TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(constant.numpy()).reshape(constant.shape), name)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and every body in it, outermost first."""
-    yield graph
-    for node in graph.node:
-        for body in _bodies(node):
-            yield from _graphs(body)
-
-
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _defined(graph: onnx.GraphProto) -> Iterator[str]:
-    yield from (i.name for i in graph.input)
-    yield from (t.name for t in graph.initializer)
-    yield from (s.values.name for s in graph.sparse_initializer)
-    for node in graph.node:
-        yield from node.output
 
 
 def _fresh(base: str, names: set[str]) -> str:
