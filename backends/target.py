@@ -118,7 +118,7 @@ def _x86(triple: str) -> tuple[str, tuple[str, ...], int, int]:
     promised = set(llvm.llvm_get_cpu_features(tvm.target.Target(config)))
     if not flags:
         flags = promised
-    level = 4 if (_V3 | _V4) <= flags else 3 if _V3 <= flags else 2 if "sse4_2" in flags else 1
+    level = 4 if flags >= (_V3 | _V4) else 3 if flags >= _V3 else 2 if "sse4_2" in flags else 1
     hidden = {feature for feature in _V3 | _V4 if feature in promised} - flags - {"bmi1"}
     if not known or hidden or level < 3:
         cpu = {4: "x86-64-v4", 3: "x86-64-v3", 2: "x86-64-v2", 1: "x86-64"}[level]

@@ -46,9 +46,9 @@ def _lower(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     bound = tirx.transform.BindTarget(target.with_host(target))
     result = bound(tvm.IRModule(flat))
     if other:
-        passes = tvm.transform.Sequential([bound, *_generic_passes()])
+        passes = tvm.transform.Sequential([bound, *_generic_passes(), tirx.transform.LowerIntrin()])
         result.update(passes(tvm.IRModule(other)))
-    return tirx.transform.LowerIntrin()(result)
+    return result
 
 
 def _generic_passes() -> list[tvm.transform.Pass]:

@@ -6,6 +6,7 @@ TVMScript, and leaves nothing to generic passes: indices are flat, vectors are e
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -64,6 +65,7 @@ class Emitter:
         self._head: list[tirx.Stmt] = []
         self._blocks: list[list[tirx.Stmt]] = [[]]
         self._names = 0
+        _open.emitter = self
 
     def param(self, role: str, elements: int, dtype: str = "float32") -> Array:
         """Declare the next pointer parameter, of at least `elements` elements."""
@@ -72,6 +74,11 @@ class Emitter:
         buffer = tirx.decl_buffer((max(1, elements),), dtype, name=f"{role}_", data=pointer, layout=None)
         self._head.append(tirx.DeclBuffer(buffer, data=pointer))
         return Array(self, buffer)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of the parameters declared so far."""
+        return tuple(pointer.name for pointer in self._params)
 
     def registers(self, count: int, lanes: int, dtype: str = "float32") -> Registers:
         """Declare `count` vector variables."""
@@ -90,9 +97,15 @@ class Emitter:
         """Append a statement to the innermost open block."""
         self._blocks[-1].append(stmt)
 
+    def name(self, value: Expr) -> Expr:
+        """Compute a value into a register of its own, opaque to TVM's simplifier (which inlines `let` values)."""
+        register = self.registers(1, lanes_of(value), str(value.ty.dtype).partition("x")[0])
+        register[0] = value
+        return register[0]
+
     def let(self, value: Index) -> Expr:
         """Name a value, so that it is computed once."""
-        if isinstance(value, int) or isinstance(value, tirx.IntImm | tirx.Var):
+        if isinstance(value, int | tirx.IntImm | tirx.Var):
             return value
         var = tirx.Var(self._name("v"), value.ty)
         self.add(tirx.Bind(var, value))
@@ -139,6 +152,7 @@ class Emitter:
 
     def finish(self) -> tirx.PrimFunc:
         """The function; it returns 0."""
+        _open.emitter = None
         body = [*self._head, *self._blocks[0], tirx.Return(_int(0))]
         attrs = {"global_symbol": self.symbol, "tirx.noalias": True, "s_tir": True, FLAT: True}
         func = tirx.PrimFunc(self._params, tirx.SeqStmt(body), ret_type=PrimType("int32"))
@@ -147,6 +161,27 @@ class Emitter:
     def _name(self, prefix: str) -> str:
         self._names += 1
         return f"{prefix}{self._names}"
+
+
+class _Open(threading.local):
+    emitter: Emitter | None = None
+
+
+_open = _Open()
+
+
+def shared(value: Expr, use: Callable[[Expr], Expr]) -> Expr:
+    """`use(value)` with the value computed once: code generation walks expressions as trees.
+
+    Inside an open Emitter the value goes to a register, elsewhere into a `Let`; deep chains of the latter make
+    TVM's simplifier exponentially slow.
+    """
+    if isinstance(value, tirx.Var | tirx.FloatImm | tirx.IntImm):
+        return use(value)
+    if _open.emitter is not None:
+        return use(_open.emitter.name(value))
+    name = tirx.Var("t", value.ty)
+    return tirx.Let(name, value, use(name))
 
 
 def const(value: float, lanes: int = 1) -> Expr:

@@ -1,0 +1,228 @@
+"""Convolution: depthwise layers by their own schedule, everything else as a matrix product over pixels.
+
+1x1 convolutions read the image as it is; others copy a block of rows into a panel [tap and channel][pixel] that stays in
+the second-level cache while all weights pass (the lowering of im2col, one block at a time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+from backends.schedules import rows
+from backends.schedules.depthwise import depthwise
+from backends.schedules.emit import Array, Emitter, Expr, Index
+from backends.schedules.kernel import Kernel, symbol_for
+from backends.schedules.microkernel import Operands
+from backends.schedules.product import GRAINS, Product, array_or_none, divide
+from backends.schedules.specs import ConvSpec
+from backends.target import Target
+
+#: Kernels wider than this are gathered element by element.
+_WIDEST_UNROLLED = 11
+
+
+def conv2d(spec: ConvSpec, target: Target, parallel: bool = False) -> Kernel:
+    """y = epilogue(conv(x, w)); parameters x, w, bias?, residual?, y, workspace?.
+
+    pack(weights[out, in // groups, kh, kw], bias[out]) -> w, bias.
+    """
+    if spec.groups == spec.in_channels and spec.groups > 1:
+        return depthwise(spec, target, parallel)
+    symbol = symbol_for("conv", spec, target, parallel)
+    outputs, inputs = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    pointwise = spec.kernel == (1, 1) and spec.strides == (1, 1) and spec.pads == (0, 0, 0, 0)
+    depth = inputs * spec.kernel[0] * spec.kernel[1]
+    build = _pointwise if pointwise else _by_panels
+    func, product, params, workspace = build(symbol, spec, target, parallel, outputs, depth)
+    return Kernel(symbol, func, params, workspace, _packer(spec, product), spec.macs)
+
+
+def _packer(spec: ConvSpec, product: Product) -> Callable[..., dict[str, np.ndarray]]:
+    def pack(weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        grouped = np.asarray(weights, np.float32).reshape(spec.groups, product.outputs, product.depth)
+        packed = {"w": np.concatenate([product.pack_weights(part) for part in grouped])}
+        if spec.epilogue.bias:
+            full = np.zeros(spec.out_channels, np.float32) if bias is None else np.asarray(bias, np.float32)
+            parts = full.reshape(spec.groups, product.outputs)
+            packed["bias"] = np.concatenate([product.pack_bias(part) for part in parts])
+        return packed
+
+    return pack
+
+
+Built = tuple[tvm.tirx.PrimFunc, Product, tuple[str, ...], int]
+
+
+def _declare(
+    e: Emitter, spec: ConvSpec, product: Product, workspace: int
+) -> tuple[Callable[[Expr, Array, Index, int, Index], Operands], Array, Array | None, tuple[str, ...]]:
+    """Parameters in order, and a function from (image and group, matrix, its offset, its row, first pixel) to operands."""
+    pixels = spec.out_height * spec.out_width
+    x = e.param("x", spec.batch * spec.in_channels * spec.height * spec.width)
+    w = e.param("w", spec.groups * product.packed_weights)
+    bias = array_or_none(e, spec.epilogue.bias, "bias", spec.groups * product.packed_bias)
+    residual = array_or_none(e, spec.epilogue.residual, "residual", spec.batch * spec.out_channels * pixels)
+    y = e.param("y", spec.batch * spec.out_channels * pixels)
+    scratch = array_or_none(e, workspace > 0, "workspace", workspace)
+
+    def operands(problem: Expr, matrix: Array, at: Index, step: int, pixel: Index) -> Operands:
+        _, group = divide(e, problem, spec.groups)
+        return Operands(
+            x=matrix,
+            x_at=at,
+            x_step=step,
+            w=w,
+            w_at=e.let(group * product.packed_weights),
+            y=y,
+            y_at=e.let(problem * (product.outputs * pixels) + pixel),
+            y_channel=pixels,
+            bias=bias,
+            bias_at=e.let(group * product.packed_bias),
+            residual=residual,
+        )
+
+    return operands, x, scratch, e.roles
+
+
+def _pointwise(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outputs: int, depth: int) -> Built:
+    pixels = spec.height * spec.width
+    product = Product(outputs, depth, pixels, target, spec.epilogue)
+    e = Emitter(symbol, parallel)
+    operands, x, _, params = _declare(e, spec, product, 0)
+    product.emit_blocks(
+        e,
+        spec.batch * spec.groups,
+        lambda problem: operands(problem, x, e.let(problem * (depth * pixels)), pixels, 0),
+    )
+    return e.finish(), product, params, 0
+
+
+def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outputs: int, depth: int) -> Built:
+    """Blocks of whole output rows; the last block overlaps its neighbour rather than being shorter."""
+    wide, high, outer = spec.out_width, spec.out_height, spec.batch * spec.groups
+    most = max(1, target.l2_bytes // 2 // (depth * wide * 4))
+    if parallel:
+        most = max(1, min(most, high * outer // GRAINS))
+    blocks = -(-high // min(most, high))
+    height = -(-high // blocks)
+    product = Product(outputs, depth, height * wide, target, spec.epilogue)
+    panel, panels = _aligned(depth * height * wide), outer * blocks
+    slots = min(panels, GRAINS) if parallel else 1
+
+    e = Emitter(symbol, parallel)
+    operands, x, scratch, params = _declare(e, spec, product, slots * panel)
+    assert scratch is not None
+
+    def start_row(block: Index) -> Index:
+        return 0 if blocks == 1 else e.let(tirx.min(block * height, high - height))
+
+    def gather(item: Index, at: Index, channel: Index) -> None:
+        problem, block = divide(e, item, blocks)
+        source = e.let((problem * (spec.in_channels // spec.groups) + channel) * (spec.height * spec.width))
+        _gather(e, spec, x, source, start_row(block), height, scratch, at, channel, target.lanes())
+
+    def multiply(item: Index, at: Index, start: Index, sweeps: Index) -> None:
+        problem, block = divide(e, item, blocks)
+        o = operands(problem, scratch, at, height * wide, start_row(block) * wide)
+        _blocked(e, product, start, sweeps, o)
+
+    inputs = spec.in_channels // spec.groups
+    if panels == slots:
+        with e.loop(panels * inputs, parallel=True) as job:
+            item, channel = divide(e, job, inputs)
+            gather(item, e.let(item * panel), channel)
+        splits = min(product.sweeps, -(-GRAINS // panels)) if parallel else 1
+        each = -(-product.sweeps // splits)
+        splits = -(-product.sweeps // each)
+        with e.loop(panels * splits, parallel=True) as job:
+            item, split = divide(e, job, splits)
+            start = e.let(split * each)
+            whole = product.sweeps % each == 0
+            multiply(item, e.let(item * panel), start, each if whole else e.let(tirx.min(each, product.sweeps - start)))
+    else:
+        share = -(-panels // slots)
+        with e.loop(slots, parallel=True) as slot:
+            mine = share if panels % share == 0 and panels // share == slots else tirx.min(share, panels - slot * share)
+            with e.loop(mine) as j:
+                item, at = e.let(slot * share + j), e.let(slot * panel)
+                with e.loop(inputs) as channel:
+                    gather(item, at, channel)
+                multiply(item, at, 0, product.sweeps)
+    return e.finish(), product, params, slots * panel * 4
+
+
+def _blocked(e: Emitter, product: Product, start: Index, sweeps: Index, o: Operands) -> None:
+    """One panel: blocks of tiles for the first-level cache inside it."""
+    count, per_block = product.plan.count, product.tiles_per_block()
+    blocks = max(1, -(-count // per_block))
+    with e.loop(blocks) as block:
+        first = e.let(block * per_block)
+        tiles: Index = per_block if count % per_block == 0 else e.let(tirx.min(per_block, count - first))
+        product.emit(e, first, tiles, start, sweeps, block >= blocks - 1 if blocks > 1 else True, o)
+
+
+def _aligned(elements: int) -> int:
+    return -(-elements // 16) * 16
+
+
+def _gather(
+    e: Emitter,
+    spec: ConvSpec,
+    x: Array,
+    source: Index,
+    first_row: Index,
+    height: int,
+    panel: Array,
+    at: Index,
+    channel: Index,
+    lanes: int,
+) -> None:
+    """panel[(channel, ky, kx)][row, column] = the padded image under each tap, for `height` rows from first_row on."""
+    (kh, kw), (sh, sw), (dh, dw) = spec.kernel, spec.strides, spec.dilations
+    (top, left, _, _), wide = spec.pads, spec.out_width
+    may_leave = top > 0 or (spec.out_height - 1) * sh + (kh - 1) * dh - top >= spec.height
+
+    with e.loop(kh) as ky, e.loop(height) as r:
+        row = e.let((first_row + r) * sh + ky * dh - top)
+        line = e.let(source + row * spec.width)
+        base = e.let(at + (channel * kh + ky) * (kw * height * wide) + r * wide)
+        inside = tirx.all(row >= 0, row < spec.height) if may_leave else True
+
+        def tap(kx: int, line: Index = line, base: Index = base) -> None:
+            low, high = valid_range(wide, spec.width, kx * dw - left, sw)
+            to = base + kx * (height * wide)
+            rows.fill(e, panel, to, low, lanes, 0.0)
+            rows.copy(e, panel, to + low, x, line + (low * sw + kx * dw - left), sw, high - low, lanes)
+            rows.fill(e, panel, to + high, wide - high, lanes, 0.0)
+
+        def taps() -> None:
+            for kx in range(kw):
+                tap(kx)
+
+        def one_by_one(line: Index = line, base: Index = base) -> None:
+            with e.loop(kw) as kx, e.loop(wide) as column:
+                at_x = e.let(column * sw + kx * dw - left)
+                to = e.let(base + kx * (height * wide) + column)
+                known = tirx.all(at_x >= 0, at_x < spec.width)
+                e.choose(
+                    known,
+                    lambda: panel.store(to, x.load(line + at_x)),
+                    lambda: panel.store(to, tirx.FloatImm("float32", 0.0)),
+                )
+
+        def outside(base: Index = base) -> None:
+            with e.loop(kw) as kx:
+                rows.fill(e, panel, e.let(base + kx * (height * wide)), wide, lanes, 0.0)
+
+        e.choose(inside, taps if kw <= _WIDEST_UNROLLED else one_by_one, outside)
+
+
+def valid_range(out: int, size: int, shift: int, stride: int) -> tuple[int, int]:
+    """The outputs [low, high) whose input i * stride + shift lies in [0, size)."""
+    low = min(out, max(0, -(shift // stride)))
+    high = max(low, min(out, (size - 1 - shift) // stride + 1))
+    return low, high

@@ -1,0 +1,218 @@
+"""The register tile at the bottom of every product: pixels by output channels, summed over a reduction axis.
+
+Pixels are the vector axis and a weight is broadcast; the odd pixels that fill no vector turn it round: one pixel is
+broadcast to a vector of weights, so that leftovers never walk the weights again (and a single row is a GEMV).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backends.schedules.emit import Array, Emitter, Expr, Index, Registers, const, shuffle
+from backends.schedules.epilogue import Epilogue
+from backends.schedules.rows import cover, power_of_two_below
+from backends.target import Target
+
+#: Fused multiply-adds that must be in flight to hide their latency.
+_LATENCY = 4.0
+#: Activations whose code is too long to be repeated for every register.
+_LONG = {"sigmoid", "silu", "tanh", "gelu", "gelu_tanh", "elu", "selu", "celu", "softplus", "mish", "softsign"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels of one register tile: vectors (offset, width), and single pixels (offsets)."""
+
+    pixels: int
+    vectors: tuple[tuple[int, int], ...]
+    singles: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pixels: int, lanes: int) -> Tile:
+        """The cheapest tile of so many pixels: at most two of them are single."""
+        whole, rest = divmod(pixels, lanes)
+        if rest == 0:
+            return cls(pixels, tuple(cover(pixels, lanes)), ())
+        if rest <= 2:
+            return cls(pixels, tuple(cover(whole * lanes, lanes)), tuple(range(whole * lanes, pixels)))
+        if pixels < lanes and pixels == power_of_two_below(pixels) + 1:
+            return cls(pixels, ((0, pixels - 1),), (pixels - 1,))
+        return cls(pixels, tuple(cover(pixels, lanes)), ())
+
+    def cycles(self, channels: int, lanes: int) -> float:
+        """Estimated cost of one step of the reduction, in multiply-adds of whole vectors."""
+        half = 0.5 if lanes > 8 else 1.0
+        vectors = sum(1.0 if width == lanes else half for _, width in self.vectors)
+        work = channels * vectors + len(self.singles) * sum(
+            1.0 if width == lanes else half for _, width in channel_vectors(channels, lanes)
+        )
+        return max(work, _LATENCY) + 0.25 * (len(self.vectors) + channels + 1)
+
+    def registers(self, channels: int, lanes: int) -> int:
+        """Vector registers in use at once."""
+        sums = len(self.vectors) * channels + len(self.singles) * len(channel_vectors(channels, lanes))
+        return sums + len(self.vectors) + 1 + (1 if self.singles else 0)
+
+
+def channel_vectors(channels: int, lanes: int) -> list[tuple[int, int]]:
+    """Disjoint vectors (offset, width) over the channels of a tile."""
+    pieces, offset = [], 0
+    while offset < channels:
+        width = min(lanes, power_of_two_below(channels - offset))
+        pieces.append((offset, width))
+        offset += width
+    return pieces
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A main tile of pixels, repeated `count` times, then `tail` (if any), each by `channels` channels."""
+
+    channels: int
+    main: Tile
+    count: int
+    tail: Tile | None
+    cost: float
+
+
+def plan(pixels: int, channels: int, target: Target) -> Plan:
+    """The tiling of `pixels` by `channels` with the least estimated cost on `target`."""
+    lanes, best = target.lanes(), None
+    for width in range(1, min(channels, 16) + 1):
+        sweeps = -(-channels // width)
+        for size in sorted({min(pixels, v * lanes + s) for v in range(5) for s in range(3)} - {0}):
+            main, rest = Tile.of(size, lanes), pixels % size
+            tail = Tile.of(rest, lanes) if rest else None
+            if any(t.registers(width, lanes) > target.vector_registers for t in (main, tail) if t):
+                continue
+            if main.singles and width & (width - 1):
+                continue
+            cost = (pixels // size) * main.cycles(width, lanes) + (tail.cycles(width, lanes) if tail else 0)
+            choice = Plan(width, main, pixels // size, tail, cost * sweeps)
+            if best is None or choice.cost < best.cost * 0.999:
+                best = choice
+    assert best is not None
+    return best
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Where a tile reads and writes: element (k, p) of x, k of packed w, channel c and pixel p of y.
+
+    x: at x_at + k * x_step + p * x_pixel. w: `channels` floats per k from w_at on. y, residual: at
+    y_at + c * y_channel + p * y_pixel. bias: per channel (or per pixel) from bias_at on. left: number of channels that
+    exist, if not all may.
+    """
+
+    x: Array
+    x_at: Index
+    x_step: int
+    w: Array
+    w_at: Index
+    y: Array
+    y_at: Index
+    y_channel: int
+    bias: Array | None = None
+    bias_at: Index = 0
+    residual: Array | None = None
+    left: Expr | None = None
+    x_pixel: int = 1
+    y_pixel: int = 1
+    bias_per_pixel: bool = False
+
+    def initial(self, channel: int, pixel: int, across: bool, width: int) -> Expr:
+        """What a sum starts with: the bias of a vector of pixels, or (across) of channels."""
+        if self.bias is None:
+            return const(0.0, width)
+        at = self.bias_at + (pixel if self.bias_per_pixel else channel)
+        return self.bias.load(at, width) if across != self.bias_per_pixel else self.bias.splat(at, width)
+
+
+def microkernel(
+    e: Emitter, tile: Tile, channels: int, depth: int, o: Operands, epilogue: Epilogue, lanes: int
+) -> None:
+    """Emit one tile: sums over `depth` steps, then the epilogue and the stores."""
+    sums = [e.registers(channels, width) for _, width in tile.vectors]
+    across = channel_vectors(channels, lanes) if tile.singles else []
+    single = [[e.registers(1, width) for _, width in across] for _ in tile.singles]
+    for c in range(channels):
+        for (offset, width), acc in zip(tile.vectors, sums, strict=True):
+            acc[c] = o.initial(c, offset, False, width)
+    for pixel, group in zip(tile.singles, single, strict=True):
+        for (offset, width), acc in zip(across, group, strict=True):
+            acc[0] = o.initial(offset, pixel, True, width)
+
+    x_at, w_at = e.let(o.x_at), e.let(o.w_at)
+    with e.loop(depth) as k:
+        x_row, w_row = e.let(x_at + k * o.x_step), e.let(w_at + k * channels)
+        xs = [e.name(o.x.load(x_row + offset, width)) for offset, width in tile.vectors]
+        for c in range(channels):
+            for (_, width), acc, x in zip(tile.vectors, sums, xs, strict=True):
+                acc[c] = acc[c] + x * o.w.splat(w_row + c, width)
+        for pixel, group in zip(tile.singles, single, strict=True):
+            for (offset, width), acc in zip(across, group, strict=True):
+                acc[0] = acc[0] + o.w.load(w_row + offset, width) * o.x.splat(x_row + pixel * o.x_pixel, width)
+
+    _store_vectors(e, tile, channels, o, epilogue, sums)
+    for pixel, group in zip(tile.singles, single, strict=True):
+        _store_single(e, pixel, across, channels, o, epilogue, group)
+
+
+def _finish(o: Operands, epilogue: Epilogue, value: Expr, at: Index, width: int) -> None:
+    if o.residual is not None:
+        value = value + o.residual.load(at, width)
+    o.y.store(at, epilogue.apply(value), width)
+
+
+def _store_vectors(
+    e: Emitter, tile: Tile, channels: int, o: Operands, epilogue: Epilogue, sums: list[Registers]
+) -> None:
+    y_at = e.let(o.y_at)
+    if epilogue.activation in _LONG:
+        for (offset, width), acc in zip(tile.vectors, sums, strict=True):
+            spill = e.stack(channels * width)
+            for c in range(channels):
+                spill.store(c * width, acc[c], width)
+            with e.loop(channels) as c, e.when(True if o.left is None else c < o.left):
+                _finish(o, epilogue, spill.load(c * width, width), e.let(y_at + c * o.y_channel + offset), width)
+        return
+    for c in range(channels):
+        with e.when(True if o.left is None or c == 0 else o.left > c):
+            row = e.let(y_at + c * o.y_channel)
+            for (offset, width), acc in zip(tile.vectors, sums, strict=True):
+                _finish(o, epilogue, acc[c], row + offset, width)
+
+
+def _store_single(
+    e: Emitter,
+    pixel: int,
+    across: list[tuple[int, int]],
+    channels: int,
+    o: Operands,
+    epilogue: Epilogue,
+    group: list[Registers],
+) -> None:
+    at = e.let(o.y_at + pixel * o.y_pixel)
+
+    def one_by_one() -> None:
+        spill = e.stack(channels)
+        for (offset, width), acc in zip(across, group, strict=True):
+            spill.store(offset, acc[0], width)
+        with e.loop(channels) as c, e.when(True if o.left is None else c < o.left):
+            _finish(o, epilogue, spill.load(c), e.let(at + c * o.y_channel), 1)
+
+    def whole() -> None:
+        for (offset, width), acc in zip(across, group, strict=True):
+            _finish(o, epilogue, acc[0], at + offset, width)
+
+    if o.y_channel == 1:
+        e.choose(True if o.left is None else o.left >= channels, whole, one_by_one)
+    elif epilogue.activation in _LONG or o.residual is not None:
+        one_by_one()
+    else:
+        for (offset, width), acc in zip(across, group, strict=True):
+            value = e.name(epilogue.apply(acc[0]))
+            for lane in range(width):
+                c = offset + lane
+                with e.when(True if o.left is None or c == 0 else o.left > c):
+                    o.y.store(at + c * o.y_channel, value if width == 1 else shuffle([value], [lane]))

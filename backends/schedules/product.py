@@ -1,0 +1,148 @@
+"""The loops around the microkernel: weights [outputs, depth] times a matrix of pixels, blocked for the caches.
+
+A block of pixels that stays in a near cache meets all weights before the next block is touched; weights are packed
+[tile of channels][depth][channel].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tvm import tirx
+
+from backends.schedules.emit import Array, Emitter, Expr, Index
+from backends.schedules.epilogue import Epilogue
+from backends.schedules.microkernel import Operands, Plan, microkernel, plan
+from backends.target import Target
+
+#: Independent pieces of work that a parallel kernel offers at least, where the layer has so many.
+GRAINS = 8
+
+
+@dataclass(frozen=True)
+class Product:
+    """y[outputs, pixels] = w[outputs, depth] @ x[depth, pixels], on `target`."""
+
+    outputs: int
+    depth: int
+    pixels: int
+    target: Target
+    epilogue: Epilogue
+
+    @property
+    def plan(self) -> Plan:
+        """The register tiling."""
+        return plan(self.pixels, self.outputs, self.target)
+
+    @property
+    def sweeps(self) -> int:
+        """Tiles of output channels."""
+        return -(-self.outputs // self.plan.channels)
+
+    @property
+    def packed_weights(self) -> int:
+        """Elements of the packed weights."""
+        return self.sweeps * self.plan.channels * self.depth
+
+    @property
+    def packed_bias(self) -> int:
+        """Elements of the packed bias."""
+        return self.sweeps * self.plan.channels
+
+    def pack_weights(self, weights: np.ndarray) -> np.ndarray:
+        """[outputs, depth] -> [tile of channels][depth][channel], flat, padded with zeros."""
+        channels = self.plan.channels
+        padded = np.zeros((self.sweeps * channels, self.depth), np.float32)
+        padded[: self.outputs] = weights
+        return np.ascontiguousarray(padded.reshape(self.sweeps, channels, self.depth).transpose(0, 2, 1)).reshape(-1)
+
+    def pack_bias(self, bias: np.ndarray) -> np.ndarray:
+        """[outputs] padded with zeros to whole tiles."""
+        padded = np.zeros(self.packed_bias, np.float32)
+        padded[: self.outputs] = np.reshape(bias, -1)
+        return padded
+
+    def tiles_per_block(self) -> int:
+        """Main tiles of pixels that meet all weights before the next ones are read."""
+        tiling = self.plan
+        per_tile = self.depth * tiling.main.pixels * 4
+        if self.packed_weights * 4 <= self.target.l1_bytes // 2 or self.sweeps == 1:
+            return 1
+        near = self.target.l1_bytes * 5 // 8
+        budget = near if per_tile <= near else self.target.l2_bytes // 2
+        return max(1, min(tiling.count, budget // per_tile))
+
+    def emit(
+        self, e: Emitter, first: Index, tiles: Index, sweep_from: Index, sweeps: Index, last: Expr | bool, o: Operands
+    ) -> None:
+        """Main tiles [first, first + tiles) of pixels by `sweeps` channel tiles, and the tail if `last`.
+
+        `o` describes pixel 0 and channel tile 0.
+        """
+        tiling, channels = self.plan, self.plan.channels
+        ragged = self.outputs % channels != 0
+
+        with e.loop(sweeps) as s:
+            sweep = e.let(sweep_from + s)
+            here = replace(
+                o,
+                w_at=e.let(o.w_at + sweep * (channels * self.depth)),
+                y_at=e.let(o.y_at + sweep * (channels * o.y_channel)),
+                bias_at=o.bias_at if o.bias_per_pixel else e.let(o.bias_at + sweep * channels),
+                left=e.let(self.outputs - sweep * channels) if ragged else None,
+            )
+
+            def at(pixel: Index, here: Operands = here) -> Operands:
+                return replace(
+                    here,
+                    x_at=o.x_at + pixel * o.x_pixel,
+                    y_at=here.y_at + pixel * o.y_pixel,
+                    bias_at=o.bias_at + pixel if o.bias_per_pixel else here.bias_at,
+                )
+
+            lanes = self.target.lanes()
+            if tiling.count:
+                with e.loop(tiles) as t:
+                    pixel = e.let((first + t) * tiling.main.pixels)
+                    microkernel(e, tiling.main, channels, self.depth, at(pixel), self.epilogue, lanes)
+            if tiling.tail is not None:
+                with e.when(last):
+                    pixel = tiling.count * tiling.main.pixels
+                    microkernel(e, tiling.tail, channels, self.depth, at(pixel), self.epilogue, lanes)
+
+    def emit_blocks(self, e: Emitter, outer: int, operands: Callable[[Expr], Operands]) -> None:
+        """The whole product for each of `outer` independent problems (images and groups), as grains."""
+        count = self.plan.count
+        per_block = self.tiles_per_block()
+        if e.parallel:
+            per_block = max(1, min(per_block, count * outer // GRAINS))
+        blocks = max(1, -(-count // per_block))
+        splits = min(self.sweeps, -(-GRAINS // (outer * blocks))) if e.parallel else 1
+        each = -(-self.sweeps // splits)
+        splits = -(-self.sweeps // each)
+        with e.loop(outer * blocks * splits, parallel=True) as grain:
+            problem, rest = divide(e, grain, blocks * splits)
+            block, split = divide(e, rest, splits)
+            first = e.let(block * per_block)
+            tiles: Index = per_block if count % per_block == 0 else e.let(tirx.min(per_block, count - first))
+            start = e.let(split * each)
+            sweeps: Index = each if self.sweeps % each == 0 else e.let(tirx.min(each, self.sweeps - start))
+            last = block >= blocks - 1 if blocks > 1 else True
+            self.emit(e, first, tiles, start, sweeps, last, operands(problem))
+
+
+def divide(e: Emitter, value: Index, by: int) -> tuple[Expr, Expr]:
+    """Quotient and remainder of a value that is not negative."""
+    if by == 1:
+        return value, tirx.IntImm("int32", 0)
+    if isinstance(value, tirx.IntImm):
+        return tirx.IntImm("int32", int(value) // by), tirx.IntImm("int32", int(value) % by)
+    quotient = e.let(tirx.truncdiv(value, by))
+    return quotient, e.let(value - quotient * by)
+
+
+def array_or_none(e: Emitter, wanted: bool, role: str, elements: int) -> Array | None:
+    """A parameter that exists only if `wanted`."""
+    return e.param(role, elements) if wanted else None
