@@ -81,7 +81,8 @@ def _rows(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
     weights = b if scratch is None else scratch
     main, tail = spec.m // tiling.rows, spec.m % tiling.rows
     splits = min(main, -(-GRAINS // (spec.batch * sweeps))) if parallel and main else 1
-    each = -(-main // splits) if main else 0
+    each = max(1, -(-main // splits))
+    splits = max(1, -(-main // each))
     with e.loop(spec.batch * sweeps * splits, parallel=True) as job:
         rest, split = divide(e, job, splits)
         item, sweep = divide(e, rest, sweeps)

@@ -91,7 +91,7 @@ def store_part(to: Array, at: Index, value: Expr, width: int, length: int) -> No
 
 
 def load_part(source: Array, at: Index, width: int, length: int) -> Expr:
-    """A vector of `width` lanes of which the first `length` come from memory, the others repeat some of them."""
+    """A vector of `width` lanes of which the first `length` come from memory, the others are 0."""
     if length == width:
         return source.load(at, width)
     pieces = cover(length, width // 2)
@@ -101,4 +101,4 @@ def load_part(source: Array, at: Index, width: int, length: int) -> Expr:
         for lane in range(part):
             lanes[offset + lane] = base + lane
         base += part
-    return shuffle(vectors, [lanes[min(lane, length - 1)] for lane in range(width)])
+    return shuffle([*vectors, const(0.0, width)], [lanes.get(lane, base) for lane in range(width)])
