@@ -21,7 +21,9 @@ Body = Callable[..., None]
 """`body(emitter, spec, *arrays)` writes a kernel's statements; all that varies is in `spec`."""
 
 STORAGE = {np.dtype(bool): "uint8"}
-SUPPORTED = frozenset(["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"])
+SUPPORTED = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"}
+)
 
 
 def storage_type(dtype: np.dtype) -> str:

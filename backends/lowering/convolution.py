@@ -15,8 +15,12 @@ from backends.lowering.elementwise import contiguous, flat_index, nest
 from backends.lowering.expressions import const
 from backends.lowering.layout import shape_of
 from backends.lowering.rules import lowering
+from backends.schedules.conv import conv2d
+from backends.schedules.conv_transpose import conv_transpose2d
 from backends.schedules.emit import Array, Emitter, Expr
 from backends.schedules.epilogue import Epilogue
+from backends.schedules.kernel import Kernel
+from backends.schedules.specs import ConvSpec, ConvTransposeSpec
 from compiler.ir.graph import Node
 
 
@@ -66,9 +70,138 @@ def _conv(node: Node, lower: Lowering) -> None:
     window = window_of(node, w[2:], x[2:], y[2:])
     groups = node.attribute("group", 1)
     epilogue = node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)
+    if len(w) <= 4 and _packable(node):
+        n, c, height, width = planar_shape(x)
+        spec = ConvSpec(n, c, height, width, w[0], *planar_window(window), groups, epilogue)
+        if (spec.out_height, spec.out_width) == planar_shape(y)[2:]:
+            _scheduled(node, lower, conv2d(spec, lower.target, lower.parallel), "conv2d")
+            return
     reads = [lower.buffer(v) for v in node.inputs if v is not None]
-    spec = DirectConvSpec(x, w, y, window, groups, epilogue)
-    lower.call(_direct, spec, reads, [lower.result(node.outputs[0])], macs=math.prod(y) * math.prod(w[1:]))
+    direct = DirectConvSpec(x, w, y, window, groups, epilogue)
+    lower.call(_direct, direct, reads, [lower.result(node.outputs[0])], macs=math.prod(y) * math.prod(w[1:]))
+
+
+@lowering("ConvTranspose")
+def _conv_transpose(node: Node, lower: Lowering) -> None:
+    x, w, y = shape_of(node.input(0)), shape_of(node.input(1)), shape_of(node.outputs[0])
+    window, extra = _transposed_window(node, w[2:], x[2:], y[2:])
+    groups = node.attribute("group", 1)
+    epilogue = node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)
+    if len(w) <= 4 and _packable(node) and all(p >= 0 for pad in window.pads for p in pad):
+        n, c, height, width = planar_shape(x)
+        kernel, strides, pads, dilations = planar_window(window)
+        padding = (0, extra[0]) if len(extra) == 1 else (extra[0], extra[1])
+        spec = ConvTransposeSpec(n, c, height, width, y[1], kernel, strides, pads, dilations, padding, groups, epilogue)
+        if (spec.out_height, spec.out_width) == planar_shape(y)[2:]:
+            _scheduled(node, lower, conv_transpose2d(spec, lower.target, lower.parallel), "conv_transpose2d")
+            return
+    reads = [lower.buffer(v) for v in node.inputs if v is not None]
+    direct = DirectConvSpec(x, w, y, window, groups, epilogue)
+    lower.call(_direct_transposed, direct, reads, [lower.result(node.outputs[0])], macs=math.prod(x) * math.prod(w[1:]))
+
+
+def _packable(node: Node) -> bool:
+    """True when weights are known at compile time and all is float32: what the schedules take."""
+    constants = [node.input(1)] if node.input(2) is None else [node.input(1), node.input(2)]
+    bias = node.attribute("epilogue") is None or node.attribute("epilogue").bias
+    return (
+        all(v is not None and v.is_constant for v in (constants if bias else constants[:1]))
+        and str(node.outputs[0].dtype) == "float32"
+    )
+
+
+def planar_shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """A shape of up to two spatial axes as (n, c, height, width)."""
+    n, c, *space = shape
+    height, width = (1, 1, *space)[-2:]
+    return n, c, height, width
+
+
+def planar_window(
+    window: Window,
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
+    """A window of up to two axes as (kernel, strides, (top, left, bottom, right), dilations)."""
+
+    def pair(values: tuple[int, ...]) -> tuple[int, int]:
+        first, second = (1, *values)[-2:]
+        return first, second
+
+    (top, bottom), (left, right) = ((0, 0), *window.pads)[-2:]
+    return pair(window.kernel), pair(window.strides), (top, left, bottom, right), pair(window.dilations)
+
+
+def _scheduled(node: Node, lower: Lowering, kernel: Kernel, family: str) -> None:
+    epilogue = node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)
+    weight, bias = node.input(1), node.input(2) if epilogue.bias else None
+    assert weight is not None
+    packed = kernel.pack(weight.numpy(), None if bias is None else bias.numpy())
+    activations = {"x": lower.buffer(node.input(0)), "y": lower.result(node.outputs[0])}
+    if epilogue.residual:
+        activations["residual"] = lower.buffer(node.inputs[-1])
+    lower.schedule(kernel, activations, packed, family)
+
+
+def _transposed_window(
+    node: Node, kernel: tuple[int, ...], source: tuple[int, ...], output: tuple[int, ...]
+) -> tuple[Window, tuple[int, ...]]:
+    """The window of a ConvTranspose node and its output padding; pads follow from the output where it is given."""
+    rank = len(kernel)
+    strides = tuple(node.attribute("strides") or [1] * rank)
+    dilations = tuple(node.attribute("dilations") or [1] * rank)
+    extra = tuple(node.attribute("output_padding") or [0] * rank)
+    mode = node.attribute("auto_pad", "NOTSET")
+    flat = node.attribute("pads") or [0] * (2 * rank)
+    pads = list(zip(flat[:rank], flat[rank:], strict=True))
+    if node.attribute("output_shape") or mode in ("SAME_UPPER", "SAME_LOWER"):
+        pads = []
+        for i in range(rank):
+            full = strides[i] * (source[i] - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1
+            total = max(0, full - output[i])
+            small, large = total // 2, total - total // 2
+            pads.append((small, large) if mode == "SAME_UPPER" else (large, small))
+    return Window(kernel, strides, dilations, tuple(pads)), extra
+
+
+def _direct_transposed(e: Emitter, spec: DirectConvSpec, *arrays: Array) -> None:
+    """Each output pixel gathers the input pixels whose taps land on it."""
+    x, w, y = arrays[0], arrays[1], arrays[-1]
+    bias = arrays[2] if spec.epilogue.bias else None
+    residual = arrays[-2] if spec.epilogue.residual else None
+    n, channels, *space = spec.y
+    per_group, inner = channels // spec.groups, spec.x[1] // spec.groups
+    kind = str(y.buffer.dtype)
+    x_strides, w_strides, y_strides = contiguous(spec.x), contiguous(spec.w), contiguous(spec.y)
+
+    def pixel(indices: list[Expr]) -> None:
+        image, channel, *place = indices
+        group = e.let(tirx.truncdiv(channel, per_group))
+        acc = e.registers(1, 1, kind)
+        acc[0] = const(0, kind)
+
+        def tap(taps: list[Expr]) -> None:
+            at, inside = [], []
+            for p, k, d, s, pad, extent in zip(
+                place, taps, spec.window.dilations, spec.window.strides, spec.window.pads, spec.x[2:], strict=True
+            ):
+                reach = e.let(p + pad[0] - k * d)
+                source = e.let(tirx.truncdiv(reach, s))
+                at.append(source)
+                inside += [reach >= 0, tirx.EQ(source * s, reach), source < extent]
+            with e.when(tirx.all(*inside)), e.loop(inner) as ci:
+                value = x.load(flat_index([image, group * inner + ci, *at], x_strides))
+                weight = w.load(flat_index([group * inner + ci, channel - group * per_group, *taps], w_strides))
+                acc[0] = acc[0] + value * weight
+
+        nest(e, spec.window.kernel, tap)
+        value = acc[0]
+        if bias is not None:
+            value = value + bias.load(channel)
+        index = e.let(flat_index(indices, y_strides))
+        if residual is not None:
+            value = value + residual.load(index)
+        y.store(index, spec.epilogue.apply(e.let(value)) if spec.epilogue.activation else value)
+
+    nest(e, (n, channels, *space), pixel, parallel=True)
 
 
 def _direct(e: Emitter, spec: DirectConvSpec, *arrays: Array) -> None:

@@ -94,7 +94,7 @@ def cast(x: Expr, dtype: str) -> Expr:
     if dtype_of(x) == dtype:
         return x
     if dtype == "bool":
-        return x != const(0, dtype_of(x))
+        return tirx.NE(x, const(0, dtype_of(x)))
     if dtype_of(x) == "bool":
         return select(x, const(1, dtype), const(0, dtype))
     return x.astype(dtype)
@@ -110,14 +110,23 @@ def highest(dtype: str) -> Expr:
     return const(math.inf, dtype) if dtype.startswith("float") else const(int(np.iinfo(dtype).max), dtype)
 
 
+def is_nan(x: Expr) -> Expr:
+    """True for NaN. TIR's != is false between NaNs (an ordered comparison), so this asks whether x equals itself."""
+    return select(tirx.EQ(x, x), const(False, "bool"), const(True, "bool"))
+
+
 def maximum(a: Expr, b: Expr) -> Expr:
     """max(a, b); NaN in either stays for floats."""
-    return select(tirx.any(a > b, a != a), a, b) if dtype_of(a).startswith("float") else tirx.max(a, b)
+    if not dtype_of(a).startswith("float"):
+        return tirx.max(a, b)
+    return select(a > b, a, select(tirx.EQ(a, a), b, a))
 
 
 def minimum(a: Expr, b: Expr) -> Expr:
     """min(a, b); NaN in either stays for floats."""
-    return select(tirx.any(a < b, a != a), a, b) if dtype_of(a).startswith("float") else tirx.min(a, b)
+    if not dtype_of(a).startswith("float"):
+        return tirx.min(a, b)
+    return select(a < b, a, select(tirx.EQ(a, a), b, a))
 
 
 def _in_float32(rule: Callable[[Expr], Expr], exact: Callable[[Expr], Expr]) -> ExpressionRule:
@@ -131,6 +140,17 @@ def _in_float32(rule: Callable[[Expr], Expr], exact: Callable[[Expr], Expr]) -> 
     return apply
 
 
+def intrinsic(name: str, x: Expr) -> Expr:
+    """An LLVM intrinsic of one floating-point operand: `sqrt`, `floor`, `ceil`, `nearbyint`, `fabs`, …"""
+    kind = dtype_of(x)
+    return tirx.call_llvm_pure_intrin(kind, f"llvm.{name}", x)
+
+
+def sqrt(x: Expr) -> Expr:
+    """The square root of a float."""
+    return intrinsic("sqrt", x)
+
+
 def exp(x: Expr) -> Expr:
     """e**x in x's own type."""
     return EXPRESSIONS["Exp"]({}, [x], dtype_of(x))
@@ -141,21 +161,29 @@ def log(x: Expr) -> Expr:
     return EXPRESSIONS["Log"]({}, [x], dtype_of(x))
 
 
-EXPRESSIONS["Exp"] = _in_float32(epilogue.exp, tirx.exp)
-EXPRESSIONS["Log"] = _in_float32(epilogue.log, tirx.log)
-EXPRESSIONS["Tanh"] = _in_float32(epilogue.tanh, tirx.tanh)
-EXPRESSIONS["Erf"] = _in_float32(epilogue.erf, tirx.erf)
-EXPRESSIONS["Sigmoid"] = _in_float32(epilogue.sigmoid, lambda x: const(1, "float64") / (1.0 + tirx.exp(-x)))
+EXPRESSIONS["Exp"] = _in_float32(epilogue.exp, lambda x: _extern("exp", x))
+EXPRESSIONS["Log"] = _in_float32(epilogue.log, lambda x: _extern("log", x))
+EXPRESSIONS["Tanh"] = _in_float32(epilogue.tanh, lambda x: _extern("tanh", x))
+EXPRESSIONS["Erf"] = _in_float32(epilogue.erf, lambda x: _extern("erf", x))
+EXPRESSIONS["Sigmoid"] = _in_float32(
+    epilogue.sigmoid, lambda x: const(1, "float64") / (const(1, "float64") + _extern("exp", const(0, "float64") - x))
+)
+
+
 def _extern(symbol: str, *args: Expr) -> Expr:
-    return tirx.call_pure_extern("float32", symbol, *args)
+    return tirx.call_pure_extern(dtype_of(args[0]), symbol, *args)
 
 
-for _op, _symbol in {"Sin": "sinf", "Cos": "cosf", "Tan": "tanf", "Asin": "asinf", "Acos": "acosf", "Atan": "atanf",
-                     "Sinh": "sinhf", "Cosh": "coshf", "Asinh": "asinhf", "Acosh": "acoshf", "Atanh": "atanhf"}.items():
-    EXPRESSIONS[_op] = _in_float32(
-        lambda x, s=_symbol: _extern(s, x),  # type: ignore[misc]
-        lambda x, s=_symbol: tirx.call_pure_extern("float64", s.removesuffix("f"), x),  # type: ignore[misc]
-    )
+_LIBRARY = "Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh".split()
+
+
+def _from_library(op: str) -> ExpressionRule:
+    name = op.lower()
+    return _in_float32(lambda x: _extern(f"{name}f", x), lambda x: _extern(name, x))
+
+
+for _op in _LIBRARY:
+    EXPRESSIONS[_op] = _from_library(_op)
 
 _ACTIVATIONS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
     # ONNX operator -> (name in schedules.epilogue, defaults of alpha and beta or gamma)
@@ -252,7 +280,7 @@ def _pow(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
     if isinstance(power, tirx.IntImm | tirx.FloatImm):
         exponent = float(power.value)
         if exponent == 0.5 and dtype.startswith("float"):
-            return tirx.sqrt(base)
+            return sqrt(base)
         if exponent == int(exponent) and 1 <= exponent <= 4:
             value = base
             for _ in range(int(exponent) - 1):
@@ -266,24 +294,24 @@ def _pow(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
 @expression("Mod")
 def _mod(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
     a, b = args
+    zero = const(0, dtype)
     if dtype.startswith("float"):
         wide = "float64" if dtype == "float64" else "float32"
-        symbol = "fmod" if wide == "float64" else "fmodf"
-        rest = tirx.call_pure_extern(wide, symbol, cast(a, wide), cast(b, wide))
-        return cast(rest, dtype)
-    rest = tirx.truncmod(a, b)
+        rest = cast(_extern("fmod" if wide == "float64" else "fmodf", cast(a, wide), cast(b, wide)), dtype)
+    else:
+        rest = tirx.truncmod(a, b)
     if attributes.get("fmod", 0) or dtype.startswith("uint"):
         return rest
-    zero = const(0, dtype)
-    wrong = tirx.all(rest != zero, (rest < zero) != (b < zero))
-    return select(wrong, rest + b, rest)
+    one, none = const(1, "int8"), const(0, "int8")
+    opposite = tirx.NE(select(rest < zero, one, none), select(b < zero, one, none))
+    return select(tirx.all(tirx.NE(rest, zero), opposite), rest + b, rest)
 
 
 @expression("Abs")
 def _abs(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
     if dtype.startswith("uint"):
         return args[0]
-    return tirx.abs(args[0]) if dtype.startswith("float") else tirx.max(args[0], const(0, dtype) - args[0])
+    return intrinsic("fabs", args[0]) if dtype.startswith("float") else tirx.max(args[0], const(0, dtype) - args[0])
 
 
 @expression("Neg")
@@ -293,7 +321,7 @@ def _neg(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
 
 @expression("Sqrt")
 def _sqrt(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
-    return tirx.sqrt(args[0])
+    return sqrt(args[0])
 
 
 @expression("Reciprocal")
@@ -330,17 +358,17 @@ def _clip(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
 
 @expression("Floor")
 def _floor(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
-    return tirx.floor(args[0])
+    return intrinsic("floor", args[0])
 
 
 @expression("Ceil")
 def _ceil(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
-    return tirx.ceil(args[0])
+    return intrinsic("ceil", args[0])
 
 
 @expression("Round")
 def _round(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
-    return tirx.nearbyint(args[0])
+    return intrinsic("nearbyint", args[0])
 
 
 @expression("Sign")
@@ -367,7 +395,7 @@ def _or(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
 
 @expression("Xor")
 def _xor(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
-    return cast(args[0], "int8") != cast(args[1], "int8")
+    return tirx.NE(cast(args[0], "int8"), cast(args[1], "int8"))
 
 
 def _compared(x: Expr) -> Expr:
@@ -416,7 +444,7 @@ def _identity(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
 
 @expression("IsNaN")
 def _is_nan(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
-    return args[0] != args[0]
+    return is_nan(args[0])
 
 
 @expression("IsInf")
@@ -451,7 +479,18 @@ def _bitwise_not(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
 
 @expression("BitShift")
 def _bit_shift(attributes: Attributes, args: list[Expr], dtype: str) -> Expr:
-    return args[0] << args[1] if attributes["direction"] == "LEFT" else args[0] >> args[1]
+    x, shift = args
+    bits = const(np.iinfo(dtype).bits, dtype)
+    outside = shift >= bits
+    if not dtype.startswith("uint"):
+        outside = tirx.any(shift < const(0, dtype), outside)
+    if attributes["direction"] == "LEFT":
+        return select(outside, const(0, dtype), x << shift)
+    return (
+        x >> select(outside, bits - const(1, dtype), shift)
+        if dtype.startswith("int")
+        else select(outside, const(0, dtype), x >> shift)
+    )
 
 
 @expression("Shrink")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import tirx
 
 from backends.lowering.context import Lowering
@@ -71,6 +72,19 @@ def _gather_kernel(e: Emitter, spec: IndexSpec, x: Array, index: Array, y: Array
             y.store(target + k, x.load(source + k))
 
     nest(e, (outer, count), body, parallel=outer * count * inner >= PARALLEL_WORK)
+
+
+@lowering("Compress")
+def _compress(node: Node, lower: Lowering) -> None:
+    data = lower.buffer(node.input(0))
+    condition = node.input(1)
+    if condition is None or not condition.is_constant:
+        raise no_lowering(node, "the condition of Compress must be constant")
+    chosen = np.flatnonzero(condition.numpy()).astype(np.int64)
+    shape = data.shape if "axis" in node.attributes else (data.size,)
+    axis = node.attribute("axis", 0) % len(shape)
+    spec = IndexSpec(shape, chosen.shape, shape_of(node.outputs[0]), axis)
+    lower.call(_gather_kernel, spec, [data, lower.constant(chosen, "chosen")], [lower.result(node.outputs[0])])
 
 
 @lowering("GatherElements")

@@ -83,6 +83,24 @@ def _dropout(node: Node, lower: Lowering) -> None:
         lower.bind(node.outputs[1], lower.constant(np.ones(shape_of(node.outputs[1]), bool)))
 
 
+@lowering("BitCast")
+def _bit_cast(node: Node, lower: Lowering) -> None:
+    output = node.outputs[0]
+    lower.bind(output, lower.view(lower.buffer(node.input(0)), shape_of(output), dtype=output.dtype))
+
+
+@lowering("EyeLike", "ConstantOfShape")
+def _constant(node: Node, lower: Lowering) -> None:
+    output = node.outputs[0]
+    shape = shape_of(output)
+    if node.op == "EyeLike":
+        array = np.eye(*shape, k=node.attribute("k", 0), dtype=output.dtype)
+    else:
+        fill = node.attribute("value", np.zeros(1, np.float32))
+        array = np.full(shape, np.asarray(fill).reshape(()), output.dtype)
+    lower.bind(output, lower.constant(array, output.name))
+
+
 @lowering("Transpose")
 def _transpose(node: Node, lower: Lowering) -> None:
     source = lower.buffer(node.input(0))
@@ -182,7 +200,8 @@ def _space_to_depth(node: Node, lower: Lowering) -> None:
     source = lower.buffer(node.input(0))
     n, c, h, w = source.shape
     b = node.attribute("blocksize")
-    _shuffle(lower, node, source, (n, c, h // b, b, w // b, b), (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if node.attribute("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    _shuffle(lower, node, source, (n, c, h // b, b, w // b, b), order)
 
 
 def _shuffle(lower: Lowering, node: Node, source: Buffer, split: Sequence[int], order: Sequence[int]) -> None:

@@ -15,7 +15,9 @@ from backends.lowering.program import Buffer
 from backends.lowering.rules import lowering
 from backends.schedules.emit import Array, Emitter, Expr, Index
 from backends.schedules.epilogue import Epilogue
-from compiler.ir.graph import Node, Value
+from backends.schedules.matmul import matmul
+from backends.schedules.specs import MatMulSpec
+from compiler.ir.graph import Node
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ def _matmul(node: Node, lower: Lowering) -> None:
     kind = str(node.outputs[0].dtype)
     epilogue = node.attribute("epilogue") or Epilogue()
     bias = (0, 1) if epilogue.bias else None
-    spec = DirectMatMulSpec(batch, a[-2], b[-1], a[-1], left, right, 1.0, 1.0, bias, kind, epilogue)
-    _emit(lower, node, spec)
+    _emit(lower, node, DirectMatMulSpec(batch, a[-2], b[-1], a[-1], left, right, 1.0, 1.0, bias, kind, epilogue))
 
 
 @lowering("Gemm")
@@ -66,11 +67,11 @@ def _gemm(node: Node, lower: Lowering) -> None:
     k = a[0] if node.attribute("transA", 0) else a[1]
     left = Operand((), 1, a[1]) if node.attribute("transA", 0) else Operand((), a[1], 1)
     right = Operand((), 1, b[1]) if node.attribute("transB", 0) else Operand((), b[1], 1)
+    epilogue = node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)
     bias = None
-    if node.input(2) is not None:
+    if epilogue.bias:
         steps = broadcast(shape_of(node.input(2)), y)
         bias = (steps[0], steps[1])
-    epilogue = node.attribute("epilogue") or Epilogue(bias=bias is not None)
     alpha, beta = node.attribute("alpha", 1.0), node.attribute("beta", 1.0)
     kind = str(node.outputs[0].dtype)
     _emit(lower, node, DirectMatMulSpec((), y[0], y[1], k, left, right, alpha, beta, bias, kind, epilogue))
@@ -82,19 +83,62 @@ def _batch_strides(shape: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int,
 
 
 def _emit(lower: Lowering, node: Node, spec: DirectMatMulSpec) -> None:
-    reads: list[Buffer] = [lower.buffer(v) for v in node.inputs if v is not None]
-    target = lower.result(node.outputs[0])
-    macs = math.prod(spec.batch) * spec.m * spec.n * spec.k
-    if spec.b.column != 1 and _is_constant(node.input(1)):
-        weight = node.input(1)
-        assert weight is not None
-        reads[1] = lower.constant(np.ascontiguousarray(weight.numpy().T), weight.name)
-        spec = DirectMatMulSpec(**{**vars(spec), "b": Operand((), spec.n, 1)})
-    lower.call(_product, spec, reads, [target], macs=macs)
+    if not _by_schedule(lower, node, spec):
+        reads: list[Buffer] = [lower.buffer(v) for v in node.inputs if v is not None]
+        macs = math.prod(spec.batch) * spec.m * spec.n * spec.k
+        lower.call(_product, spec, reads, [lower.result(node.outputs[0])], macs=macs)
 
 
-def _is_constant(value: Value | None) -> bool:
-    return value is not None and value.is_constant
+def _by_schedule(lower: Lowering, node: Node, direct: DirectMatMulSpec) -> bool:
+    """Call the tiled schedule if it fits: float32, batches that are whole or absent, a bias known or none."""
+    left, right = node.input(0), node.input(1)
+    assert left is not None and right is not None
+    bias = node.input(2) if direct.epilogue.bias else None
+    batch, m, total = math.prod(direct.batch), direct.m, contiguous(direct.batch)
+    dense = tuple(s * direct.m * direct.k for s in total), tuple(s * direct.k * direct.n for s in total)
+    batched = [batch > 1 and any(o.batch) for o in (direct.a, direct.b)]
+    whole = all(
+        not flag or all(d == 1 or s == t for d, s, t in zip(direct.batch, o.batch, full, strict=True))
+        for flag, o, full in zip(batched, (direct.a, direct.b), dense, strict=True)
+    )
+    if direct.dtype != "float32" or not whole or not min(batch, m, direct.n, direct.k):
+        return False
+    if bias is not None and (not bias.is_constant or direct.bias is None or all(direct.bias)):
+        return False
+    side = "b" if right.is_constant else "a" if left.is_constant else None
+    if direct.alpha != 1.0 and side is None:
+        return False
+    transposed = _transposes(node)
+    if side == "b" and batched[0] and not batched[1] and not transposed[0]:
+        m, batch, batched = batch * m, 1, [False, False]
+    spec = MatMulSpec(
+        batch, m, direct.k, direct.n, *transposed, side, *batched, direct.epilogue, "m" if _by_rows(direct) else "n"
+    )
+    kernel = matmul(spec, lower.target, lower.parallel)
+    vector = None
+    if bias is not None:
+        length = m if spec.bias_axis == "m" else direct.n
+        vector = np.broadcast_to(bias.numpy().reshape(-1), (length,)) * np.float32(direct.beta)
+    weight = {"a": left, "b": right}.get(side or "")
+    if weight is None:
+        packed = kernel.pack(bias=vector)
+    else:
+        packed = kernel.pack(weight.numpy() * np.float32(direct.alpha), vector)
+    activations = {"y": lower.result(node.outputs[0])}
+    activations |= {role: lower.buffer(v) for role, v in (("a", left), ("b", right)) if role != side}
+    if direct.epilogue.residual:
+        activations["residual"] = lower.buffer(node.inputs[-1])
+    lower.schedule(kernel, activations, packed, "matmul")
+    return True
+
+
+def _transposes(node: Node) -> tuple[bool, bool]:
+    return bool(node.attribute("transA", 0)), bool(node.attribute("transB", 0))
+
+
+def _by_rows(spec: DirectMatMulSpec) -> bool:
+    """True for a bias with one element per row."""
+    return spec.bias is not None and spec.bias[0] != 0
 
 
 def _product(e: Emitter, spec: DirectMatMulSpec, *arrays: Array) -> None:

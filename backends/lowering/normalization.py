@@ -19,7 +19,7 @@ from backends.lowering.elementwise import (
     step,
     strided_map,
 )
-from backends.lowering.expressions import const, exp, log
+from backends.lowering.expressions import const, exp, log, sqrt
 from backends.lowering.layout import shape_of
 from backends.lowering.program import Buffer
 from backends.lowering.reduction import row_reduce
@@ -135,7 +135,7 @@ def _normalize(e: Emitter, spec: NormalizeSpec, x: Array, *rest: Array) -> None:
             return distance * distance
 
         variance = row_reduce(e, count, squared, "sum", spec.dtype) * const(1 / count, spec.dtype)
-        inverse = e.let(const(1, spec.dtype) / tirx.sqrt(variance + const(spec.epsilon, spec.dtype)))
+        inverse = e.let(const(1, spec.dtype) / sqrt(variance + const(spec.epsilon, spec.dtype)))
         with e.loop(spec.groups) as group:
             first = e.let(start + group * spec.inner)
             with e.loop(spec.inner) as i:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from backends.lowering.context import Lowering
-from backends.lowering.convolution import Window, window_of
+from backends.lowering.convolution import Window, planar_shape, planar_window, window_of
 from backends.lowering.elementwise import PARALLEL_WORK, contiguous, flat_index, nest
-from backends.lowering.expressions import EXPRESSIONS, cast, const, exp, log, lowest, select
+from backends.lowering.expressions import EXPRESSIONS, cast, const, exp, log, lowest, select, sqrt
 from backends.lowering.layout import shape_of
 from backends.lowering.reduction import row_reduce
 from backends.lowering.rules import lowering
+from backends.schedules import specs
 from backends.schedules.emit import Array, Emitter, Expr
+from backends.schedules.pool import global_pool, pool2d
 from compiler.ir.graph import Node
 
 
@@ -37,6 +39,8 @@ def _pool(node: Node, lower: Lowering) -> None:
     source = lower.buffer(node.input(0))
     shape = shape_of(node.outputs[0])
     window = window_of(node, tuple(node.attribute("kernel_shape")), source.shape[2:], shape[2:])
+    if _pool2d(node, lower, window):
+        return
     spec = PoolSpec(
         source.shape,
         shape,
@@ -49,6 +53,31 @@ def _pool(node: Node, lower: Lowering) -> None:
     )
     writes = [lower.result(v) for v in node.outputs if v.name]
     lower.call(_pool_kernel, spec, [source], writes)
+
+
+def _pool2d(node: Node, lower: Lowering, window: Window) -> bool:
+    """Pool images of up to two axes by schedule, where there is one."""
+    source, shape = lower.buffer(node.input(0)), shape_of(node.outputs[0])
+    if node.op == "LpPool" or len(shape) > 4 or str(source.dtype) != "float32":
+        return False
+    if sum(v.name != "" for v in node.outputs) > 1:
+        return False
+    n, c, height, width = planar_shape(source.shape)
+    spec = specs.PoolSpec(
+        "max" if node.op == "MaxPool" else "average",
+        n,
+        c,
+        height,
+        width,
+        *planar_window(window),
+        bool(node.attribute("ceil_mode", 0)),
+        bool(node.attribute("count_include_pad", 0)),
+    )
+    if (spec.out_height, spec.out_width) != planar_shape(shape)[2:]:
+        return False
+    kernel = pool2d(spec, lower.target, lower.parallel)
+    lower.schedule(kernel, {"x": source, "y": lower.result(node.outputs[0])}, kernel.pack(), "pool2d")
+    return True
 
 
 def _pool_kernel(e: Emitter, spec: PoolSpec, x: Array, y: Array, where: Array | None = None) -> None:
@@ -72,7 +101,7 @@ def _pool_kernel(e: Emitter, spec: PoolSpec, x: Array, y: Array, where: Array | 
                 if not spec.include_pad:
                     count[0] = count[0] + 1
                 if spec.mode == "MaxPool":
-                    with e.when(tirx.any(value > acc[0], count[0] == 1)):
+                    with e.when(tirx.any(value > acc[0], tirx.EQ(count[0], 1))):
                         acc[0] = value
                         if where is not None:
                             best[0] = _recorded(spec, image, channel, at)
@@ -120,7 +149,7 @@ def _root(e: Emitter, value: Expr, p: int, kind: str) -> Expr:
     if p == 1:
         return value
     if p == 2:
-        return tirx.sqrt(value)
+        return sqrt(value)
     total = e.let(value)
     return select(total > const(0, kind), exp(e.let(log(total) * const(1 / p, kind))), const(0, kind))
 
@@ -140,6 +169,11 @@ class GlobalPoolSpec:
 def _global_pool(node: Node, lower: Lowering) -> None:
     source = lower.buffer(node.input(0))
     rows = math.prod(source.shape[:2])
+    kinds = {"GlobalAveragePool": "average", "GlobalMaxPool": "max"}
+    if node.op in kinds and str(source.dtype) == "float32":
+        kernel = global_pool(kinds[node.op], rows, source.size // rows, lower.target, lower.parallel)
+        lower.schedule(kernel, {"x": source, "y": lower.result(node.outputs[0])}, kernel.pack(), "global_pool")
+        return
     spec = GlobalPoolSpec(rows, source.size // rows, node.op, node.attribute("p", 2), str(source.dtype))
     lower.call(_global_kernel, spec, [source], [lower.result(node.outputs[0])])
 

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from backends.lowering.rules import INTERNAL
 from compiler.ir.errors import SecateurError
-from compiler.ir.graph import Graph, Node, Value, subgraphs
+from compiler.ir.graph import Dim, Graph, Node, Value, subgraphs
 from compiler.ir.proto import node_proto, tensor_proto, value_info
 from compiler.ir.shapes import infer_shapes
 
@@ -59,13 +59,17 @@ def _require_static(value: Value) -> None:
         )
     for axis, dim in enumerate(value.shape):
         if not isinstance(dim, int):
-            shape = "x".join(str(d) if isinstance(d, int) else ("1" if a == 0 else "224") for a, d in enumerate(value.shape))
+            shape = "x".join(_example(a, d) for a, d in enumerate(value.shape))
             raise SecateurError(
                 "E_SYMBOLIC_DIM",
                 f"dimension {axis} of input {value.name!r} is not a number: {dim or 'unknown'!r}",
                 where=value.name,
                 hint=f"bind it: --shape {value.name}={shape}",
             )
+
+
+def _example(axis: int, dim: Dim) -> str:
+    return str(dim) if isinstance(dim, int) else "1" if axis == 0 else "224"
 
 
 def _eliminate_dead(graph: Graph) -> None:

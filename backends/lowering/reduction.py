@@ -485,3 +485,41 @@ def einsum_labels(node: Node, shapes: Sequence[tuple[int, ...]]) -> tuple[list[l
     return terms, [*ellipsis, *sorted(label for label in set(labels) if labels.count(label) == 1)]
 
 
+@lowering("LpNormalization")
+def _lp_normalization(node: Node, lower: Lowering) -> None:
+    source = lower.buffer(node.input(0))
+    kind = str(source.dtype)
+    axis = node.attribute("axis", -1) % len(source.shape)
+    norm = lower.temporary([1 if a == axis else d for a, d in enumerate(source.shape)], kind, "norm")
+    square = node.attribute("p", 2) == 2
+    before = (step("Mul", 0, 0, dtype=kind),) if square else (step("Abs", 0, dtype=kind),)
+    after = (step("Sqrt", 0, dtype=kind),) if square else IDENTITY
+    _reduce_axes(lower, [source], source.shape, [axis], norm, "sum", before, after)
+    zero = ("constant", 0.0, kind)
+    program = (
+        step("Div", 0, 1, dtype=kind),
+        step("Equal", 1, zero, dtype="bool"),
+        step("Where", ~1, zero, ~0, dtype=kind),
+    )
+    emit_program(lower, [source, norm], lower.result(node.outputs[0]), program)
+
+
+@lowering("MeanVarianceNormalization")
+def _mean_variance(node: Node, lower: Lowering) -> None:
+    source = lower.buffer(node.input(0))
+    kind, rank = str(source.dtype), len(source.shape)
+    axes = sorted({a % rank for a in node.attribute("axes") or [0, 2, 3]})
+    small = [1 if a in axes else d for a, d in enumerate(source.shape)]
+    scale = ("constant", 1 / math.prod(source.shape[a] for a in axes), kind)
+    mean, variance = lower.temporary(small, kind, "mean"), lower.temporary(small, kind, "variance")
+    after = (step("Mul", 0, scale, dtype=kind),)
+    _reduce_axes(lower, [source], source.shape, axes, mean, "sum", IDENTITY, after)
+    squared = (step("Sub", 0, 1, dtype=kind), step("Mul", ~0, ~0, dtype=kind))
+    _reduce_axes(lower, [source, mean], source.shape, axes, variance, "sum", squared, after)
+    program = (
+        step("Sub", 0, 1, dtype=kind),
+        step("Sqrt", 2, dtype=kind),
+        step("Add", ~1, ("constant", 1e-9, kind), dtype=kind),
+        step("Div", ~0, ~2, dtype=kind),
+    )
+    emit_program(lower, [source, mean, variance], lower.result(node.outputs[0]), program)

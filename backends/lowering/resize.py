@@ -181,9 +181,7 @@ def _axis(node: Node, n: int, m: int, scale: float, span: tuple[float, float]) -
     return Axis(np.clip(indices, 0, n - 1), weights, outside)
 
 
-def _coordinates(
-    transform: str, x: np.ndarray, n: int, m: int, scale: float, span: tuple[float, float]
-) -> np.ndarray:
+def _coordinates(transform: str, x: np.ndarray, n: int, m: int, scale: float, span: tuple[float, float]) -> np.ndarray:
     """Where in the input each result lies (the formulas of the ONNX standard)."""
     if transform == "align_corners":
         return x * (n - 1) / (m - 1) if m > 1 else np.zeros_like(x)
