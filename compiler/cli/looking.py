@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 from rich.tree import Tree
 
 from compiler.cli.shared import Json, Model, Quiet, Screen, Shapes, bind, count, size, table
@@ -50,9 +51,9 @@ def _tree(groups: Groups) -> Tree:
     tree = Tree(f"{len(groups)} dependency groups, {groups.unit_count} units")
     for group in groups:
         constraint = f", balanced in {group.balanced} blocks" if group.balanced > 1 else ""
-        branch = tree.add(f"[bold]{group.name}[/bold]: {group.units} {group.kind}s{constraint}")
+        branch = tree.add(Text(group.name, style="bold") + Text(f": {group.units} {group.kind}s{constraint}"))
         for member in group.members[:12]:
-            branch.add(f"{member}  ({member.positions} positions; {', '.join(n.op for n in member.nodes)})")
+            branch.add(Text(f"{member}  ({member.positions} positions; {', '.join(n.op for n in member.nodes)})"))
         if len(group.members) > 12:
             branch.add(f"… and {len(group.members) - 12} more members")
     return tree

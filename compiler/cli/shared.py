@@ -43,7 +43,9 @@ class Screen:
         self.as_json = as_json
         self.quiet = quiet
         # Names are longer than an 80-column default when the output is not a terminal.
-        self.console = Console(quiet=as_json or quiet, highlight=False, width=None if sys.stdout.isatty() else 140)
+        self.console = Console(
+            quiet=as_json or quiet, highlight=False, markup=False, width=None if sys.stdout.isatty() else 140
+        )
 
     def print(self, *items: Any) -> None:
         """Show text or tables to a person."""
@@ -83,9 +85,9 @@ def table(title: str, *columns: str, rows: list[list[str]]) -> Group:
     """A plain table under its title; the first column is left-aligned, the others right."""
     made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(columns))
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        made.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*[Text(cell) for cell in row])
     return Group(Text(title, style="bold"), made)
 
 

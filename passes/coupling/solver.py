@@ -138,8 +138,11 @@ class Coupling:
     # What rules write
 
     def set(self, value: Value, layout: Layout) -> None:
-        """Give a node's output its layout."""
+        """Give a node's output its layout. A position that is left alone on its axis is told apart, so it is pinned."""
         shape = value.shape or ()
+        for extent, labels in zip(shape, layout, strict=True):
+            if extent == 1 and labels is not None:
+                self.pin(labels, value.producer, "one position of this axis is picked out")
         self._layouts[value] = [None if d == 1 else labels for d, labels in zip(shape, layout, strict=True)]
 
     def set_plain(self, value: Value, axis: int, points: Points | None, node: Node) -> None:

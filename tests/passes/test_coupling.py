@@ -22,7 +22,8 @@ from tests.networks import network
 PATTERNS: dict[str, tuple[str, list[str]]] = {
     "chain": (
         """(float[1,3,8,8] x, float[8,3,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[5,6] h) => (float[1,5] y) {
-        a = Conv(x, w1, b1) r = Relu(a) z = Conv(r, w2) p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",
+        a = Conv(x, w1, b1) r = Relu(a) z = Conv(r, w2) p = GlobalAveragePool(z) f = Flatten(p)
+        y = Gemm<transB=1>(f, h) }""",
         ["w1[0]: 8", "w2[0]: 6"],
     ),
     "residual": (
@@ -71,7 +72,8 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         ["w1[0]: 8"],
     ),
     "nested concat": (
-        """(float[1,3,8,8] x, float[4,3,1,1] w1, float[6,3,1,1] w2, float[8,10,1,1] w3, float[5,18] h) => (float[1,5] y) {
+        """(float[1,3,8,8] x, float[4,3,1,1] w1, float[6,3,1,1] w2, float[8,10,1,1] w3, float[5,18] h)
+        => (float[1,5] y) {
         a = Conv(x, w1) b = Conv(x, w2) c = Concat<axis=1>(a, b) d = Conv(c, w3) z = Concat<axis=1>(d, c)
         p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",
         ["w1[0]: 4", "w2[0]: 6", "w3[0]: 8"],
@@ -128,11 +130,13 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
     "pixel shuffle as reshape and transpose": (
         """(float[1,3,4,4] x, float[16,3,1,1] w1, float[5,4,1,1] w2) => (float[1,5,8,8] y) {
         a = Conv(x, w1) s1 = Constant<value_ints=[1,4,2,2,4,4]>() b = Reshape(a, s1)
-        c = Transpose<perm=[0,1,4,2,5,3]>(b) s2 = Constant<value_ints=[1,4,8,8]>() d = Reshape(c, s2) y = Conv(d, w2) }""",
+        c = Transpose<perm=[0,1,4,2,5,3]>(b) s2 = Constant<value_ints=[1,4,8,8]>() d = Reshape(c, s2)
+        y = Conv(d, w2) }""",
         ["w1[0]: 4"],
     ),
     "group normalisation as reshape": (
-        """(float[1,3,4,4] x, float[8,3,1,1] w1, float[2] s, float[2] b, float[8,1,1] g, float[5,8] h) => (float[1,5] y) {
+        """(float[1,3,4,4] x, float[8,3,1,1] w1, float[2] s, float[2] b, float[8,1,1] g, float[5,8] h)
+        => (float[1,5] y) {
         a = Conv(x, w1) s1 = Constant<value_ints=[1,2,-1]>() r = Reshape(a, s1) n = InstanceNormalization(r, s, b)
         s2 = Constant<value_ints=[1,8,4,4]>() q = Reshape(n, s2) t = Mul(q, g) z = Relu(t)
         p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",

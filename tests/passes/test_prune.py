@@ -16,7 +16,8 @@ from passes.structured.check import pruning_error
 from tests.models import LIGHT_MODELS, SMALL_LIGHT_MODELS, light_model
 from tests.networks import network
 
-CHAIN = """(float[1,3,8,8] x, float[16,3,3,3] w1, float[16] s, float[16] b, float[16] m, float[16] v, float[24,16,1,1] w2,
+CHAIN = """(float[1,3,8,8] x, float[16,3,3,3] w1, float[16] s, float[16] b, float[16] m, float[16] v,
+    float[24,16,1,1] w2,
     float[5,24] h) => (float[1,5] y) { a = Conv(x, w1) n = BatchNormalization(a, s, b, m, v) r = Relu(n) z = Conv(r, w2)
     p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }"""
 
