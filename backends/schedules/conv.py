@@ -6,7 +6,10 @@ the second-level cache while all weights pass (the lowering of im2col, one block
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -16,13 +19,15 @@ from backends.schedules import rows
 from backends.schedules.depthwise import depthwise
 from backends.schedules.emit import Array, Emitter, Expr, Index
 from backends.schedules.kernel import Kernel, symbol_for
-from backends.schedules.microkernel import Operands
+from backends.schedules.microkernel import Operands, plan
 from backends.schedules.product import GRAINS, Product, array_or_none, divide
 from backends.schedules.specs import ConvSpec
 from backends.target import Target
 
 #: Kernels wider than this are gathered element by element.
 _WIDEST_UNROLLED = 11
+#: Steps of a reduction that are worth storing and loading the sums around them.
+_SHALLOWEST = 192
 
 
 def conv2d(spec: ConvSpec, target: Target, parallel: bool = False) -> Kernel:
@@ -101,17 +106,50 @@ def _pointwise(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
     return e.finish(), product, params, 0
 
 
+@dataclass(frozen=True)
+class _Panels:
+    """How the image is cut: `blocks` of `height` output rows, and the reduction in parts of `inputs` channels."""
+
+    height: int
+    blocks: int
+    inputs: int
+
+    @classmethod
+    def of(cls, spec: ConvSpec, target: Target, parallel: bool, outputs: int, per_channel: int) -> _Panels:
+        """The cut with the least estimated work whose panel stays in the second-level cache."""
+        high, wide, channels = spec.out_height, spec.out_width, spec.in_channels // spec.groups
+        budget, outer = target.l2_bytes // 4, spec.batch * spec.groups
+        best, least = cls(1, high, channels), math.inf
+        for blocks in sorted({-(-high // height) for height in range(1, high + 1)}):
+            height = -(-high // blocks)
+            fit = max(1, budget // (height * wide * per_channel * 4))
+            parts = -(-channels // fit)
+            inputs = -(-channels // parts)
+            if parts > 1 and (inputs * per_channel < _SHALLOWEST and height > 1):
+                continue
+            if parts > 1 and blocks * height != high:
+                continue
+            cost = blocks * plan(height * wide, outputs, target).cost * channels * per_channel
+            # Sums that pause are stored and loaded again; weights that return come from afar.
+            cost *= 1 + 6.0 * (parts - 1) / (channels * per_channel) + 0.002 * blocks
+            if parallel and outer * blocks < GRAINS:
+                cost *= 1 + 0.01 * (GRAINS - outer * blocks)
+            if cost < least:
+                best, least = cls(height, blocks, inputs), cost
+        return best
+
+
 def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outputs: int, depth: int) -> Built:
     """Blocks of whole output rows; the last block overlaps its neighbour rather than being shorter."""
     wide, high, outer = spec.out_width, spec.out_height, spec.batch * spec.groups
-    most = max(1, target.l2_bytes // 2 // (depth * wide * 4))
-    if parallel:
-        most = max(1, min(most, high * outer // GRAINS))
-    blocks = -(-high // min(most, high))
-    height = -(-high // blocks)
+    inputs, per_channel = spec.in_channels // spec.groups, spec.kernel[0] * spec.kernel[1]
+    cut = _Panels.of(spec, target, parallel, outputs, per_channel)
+    height, blocks = cut.height, cut.blocks
     product = Product(outputs, depth, height * wide, target, spec.epilogue)
-    panel, panels = _aligned(depth * height * wide), outer * blocks
+    panel, panels = _aligned(cut.inputs * per_channel * height * wide), outer * blocks
     slots = min(panels, GRAINS) if parallel else 1
+    share = -(-panels // slots)
+    slots = -(-panels // share)
 
     e = Emitter(symbol, parallel)
     operands, x, scratch, params = _declare(e, spec, product, slots * panel)
@@ -120,49 +158,69 @@ def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
     def start_row(block: Index) -> Index:
         return 0 if blocks == 1 else e.let(tirx.min(block * height, high - height))
 
-    def gather(item: Index, at: Index, channel: Index) -> None:
+    def gather(item: Index, at: Index, channel: Index, slot: Index) -> None:
+        """Channel `channel` of the input into place `slot` of the panel at `at`."""
         problem, block = divide(e, item, blocks)
-        source = e.let((problem * (spec.in_channels // spec.groups) + channel) * (spec.height * spec.width))
-        _gather(e, spec, x, source, start_row(block), height, scratch, at, channel, target.lanes())
+        source = e.let((problem * inputs + channel) * (spec.height * spec.width))
+        _gather(e, spec, x, source, start_row(block), height, scratch, at, slot, target.lanes())
 
-    def multiply(item: Index, at: Index, start: Index, sweeps: Index) -> None:
+    def multiply(item: Index, at: Index, part: Part, start: Index, sweeps: Index) -> None:
         problem, block = divide(e, item, blocks)
         o = operands(problem, scratch, at, height * wide, start_row(block) * wide)
-        _blocked(e, product, start, sweeps, o)
+        skip = e.let(part.first * (per_channel * product.plan.channels))
+        o = replace(o, w_at=e.let(o.w_at + skip), resumes=part.resumes, ends=part.ends)
+        count, per_block = product.plan.count, product.tiles_per_block(cut.inputs * per_channel)
+        groups = max(1, -(-count // per_block))
+        with e.loop(groups) as group:
+            first = e.let(group * per_block)
+            tiles: Index = per_block if count % per_block == 0 else e.let(tirx.min(per_block, count - first))
+            last = group >= groups - 1 if groups > 1 else True
+            product.emit(e, first, tiles, start, sweeps, last, o, e.let(part.count * per_channel))
 
-    inputs = spec.in_channels // spec.groups
-    if panels == slots:
-        with e.loop(panels * inputs, parallel=True) as job:
-            item, channel = divide(e, job, inputs)
-            gather(item, e.let(item * panel), channel)
-        splits = min(product.sweeps, -(-GRAINS // panels)) if parallel else 1
+    if panels == slots and parallel:
+        splits = min(product.sweeps, -(-GRAINS // panels))
         each = -(-product.sweeps // splits)
         splits = -(-product.sweeps // each)
-        with e.loop(panels * splits, parallel=True) as job:
-            item, split = divide(e, job, splits)
-            start = e.let(split * each)
-            whole = product.sweeps % each == 0
-            multiply(item, e.let(item * panel), start, each if whole else e.let(tirx.min(each, product.sweeps - start)))
+        with _parts(e, inputs, cut.inputs) as part:
+            with e.loop(e.let(panels * part.count), parallel=True) as job:
+                item = e.let(tirx.truncdiv(job, part.count))
+                slot = e.let(job - item * part.count)
+                gather(item, e.let(item * panel), e.let(part.first + slot), slot)
+            with e.loop(panels * splits, parallel=True) as job:
+                item, split = divide(e, job, splits)
+                start = e.let(split * each)
+                left = each if product.sweeps % each == 0 else e.let(tirx.min(each, product.sweeps - start))
+                multiply(item, e.let(item * panel), part, start, left)
     else:
-        share = -(-panels // slots)
         with e.loop(slots, parallel=True) as slot:
-            mine = share if panels % share == 0 and panels // share == slots else tirx.min(share, panels - slot * share)
+            mine = share if panels % share == 0 else e.let(tirx.min(share, panels - slot * share))
             with e.loop(mine) as j:
                 item, at = e.let(slot * share + j), e.let(slot * panel)
-                with e.loop(inputs) as channel:
-                    gather(item, at, channel)
-                multiply(item, at, 0, product.sweeps)
+                with _parts(e, inputs, cut.inputs) as part:
+                    with e.loop(part.count) as channel:
+                        gather(item, at, e.let(part.first + channel), channel)
+                    multiply(item, at, part, 0, product.sweeps)
     return e.finish(), product, params, slots * panel * 4
 
 
-def _blocked(e: Emitter, product: Product, start: Index, sweeps: Index, o: Operands) -> None:
-    """One panel: blocks of tiles for the first-level cache inside it."""
-    count, per_block = product.plan.count, product.tiles_per_block()
-    blocks = max(1, -(-count // per_block))
-    with e.loop(blocks) as block:
-        first = e.let(block * per_block)
-        tiles: Index = per_block if count % per_block == 0 else e.let(tirx.min(per_block, count - first))
-        product.emit(e, first, tiles, start, sweeps, block >= blocks - 1 if blocks > 1 else True, o)
+@dataclass(frozen=True)
+class Part:
+    """Input channels [first, first + count) of a reduction."""
+
+    first: Index
+    count: Index
+    resumes: Expr | bool
+    ends: Expr | bool
+
+
+@contextmanager
+def _parts(e: Emitter, inputs: int, each: int) -> Iterator[Part]:
+    """A loop over the parts of the reduction."""
+    parts = -(-inputs // each)
+    with e.loop(parts) as index:
+        first = e.let(index * each)
+        count: Index = each if inputs % each == 0 else e.let(tirx.min(each, inputs - first))
+        yield Part(first, count, index > 0 if parts > 1 else False, index >= parts - 1 if parts > 1 else True)
 
 
 def _aligned(elements: int) -> int:

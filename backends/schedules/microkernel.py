@@ -6,9 +6,11 @@ broadcast to a vector of weights, so that leftovers never walk the weights again
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from backends.schedules.emit import Array, Emitter, Expr, Index, Registers, const, shuffle
+from tvm import tirx
+
+from backends.schedules.emit import Array, Emitter, Expr, Index, Registers, const, shuffle, splat
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.rows import cover, power_of_two_below
 from backends.target import Target
@@ -101,7 +103,8 @@ class Operands:
 
     x: at x_at + k * x_step + p * x_pixel. w: `channels` floats per k from w_at on. y, residual: at
     y_at + c * y_channel + p * y_pixel. bias: per channel (or per pixel) from bias_at on. left: number of channels that
-    exist, if not all may.
+    exist, if not all may. A reduction cut in parts leaves its sums in y: one that `resumes` starts from them, only the
+    one that `ends` applies residual and activation.
     """
 
     x: Array
@@ -119,6 +122,8 @@ class Operands:
     x_pixel: int = 1
     y_pixel: int = 1
     bias_per_pixel: bool = False
+    resumes: Expr | bool = False
+    ends: Expr | bool = True
 
     def initial(self, channel: int, pixel: int, across: bool, width: int) -> Expr:
         """What a sum starts with: the bias of a vector of pixels, or (across) of channels."""
@@ -129,18 +134,22 @@ class Operands:
 
 
 def microkernel(
-    e: Emitter, tile: Tile, channels: int, depth: int, o: Operands, epilogue: Epilogue, lanes: int
+    e: Emitter, tile: Tile, channels: int, depth: Index, o: Operands, epilogue: Epilogue, lanes: int
 ) -> None:
     """Emit one tile: sums over `depth` steps, then the epilogue and the stores."""
     sums = [e.registers(channels, width) for _, width in tile.vectors]
     across = channel_vectors(channels, lanes) if tile.singles else []
     single = [[e.registers(1, width) for _, width in across] for _ in tile.singles]
-    for c in range(channels):
-        for (offset, width), acc in zip(tile.vectors, sums, strict=True):
-            acc[c] = o.initial(c, offset, False, width)
-    for pixel, group in zip(tile.singles, single, strict=True):
-        for (offset, width), acc in zip(across, group, strict=True):
-            acc[0] = o.initial(offset, pixel, True, width)
+
+    def start() -> None:
+        for c in range(channels):
+            for (offset, width), acc in zip(tile.vectors, sums, strict=True):
+                acc[c] = o.initial(c, offset, False, width)
+        for pixel, group in zip(tile.singles, single, strict=True):
+            for (offset, width), acc in zip(across, group, strict=True):
+                acc[0] = o.initial(offset, pixel, True, width)
+
+    e.choose(o.resumes, lambda: _resume(e, tile, channels, o, sums, single, across), start)
 
     x_at, w_at = e.let(o.x_at), e.let(o.w_at)
     with e.loop(depth) as k:
@@ -153,9 +162,35 @@ def microkernel(
             for (offset, width), acc in zip(across, group, strict=True):
                 acc[0] = acc[0] + o.w.load(w_row + offset, width) * o.x.splat(x_row + pixel * o.x_pixel, width)
 
-    _store_vectors(e, tile, channels, o, epilogue, sums)
-    for pixel, group in zip(tile.singles, single, strict=True):
-        _store_single(e, pixel, across, channels, o, epilogue, group)
+    def store(last: bool) -> None:
+        how, place = (epilogue, o) if last else (Epilogue(), replace(o, residual=None))
+        _store_vectors(e, tile, channels, place, how, sums)
+        for pixel, group in zip(tile.singles, single, strict=True):
+            _store_single(e, pixel, across, channels, place, how, group)
+
+    e.choose(o.ends, lambda: store(True), lambda: store(False))
+
+
+def _resume(
+    e: Emitter,
+    tile: Tile,
+    channels: int,
+    o: Operands,
+    sums: list[Registers],
+    single: list[list[Registers]],
+    across: list[tuple[int, int]],
+) -> None:
+    """Load the sums that an earlier part of the reduction left in y; channels that do not exist start anywhere."""
+    for c in range(channels):
+        row = e.let(o.y_at + (c if o.left is None else tirx.min(c, o.left - 1)) * o.y_channel)
+        for (offset, width), acc in zip(tile.vectors, sums, strict=True):
+            acc[c] = o.y.load(row + offset, width)
+        for pixel, group in zip(tile.singles, single, strict=True):
+            for (offset, width), acc in zip(across, group, strict=True):
+                if offset <= c < offset + width:
+                    value = splat(o.y.load(row + pixel * o.y_pixel), width)
+                    lanes = [width + lane if lane == c - offset else lane for lane in range(width)]
+                    acc[0] = value if width == 1 or c == offset else shuffle([acc[0], value], lanes)
 
 
 def _finish(o: Operands, epilogue: Epilogue, value: Expr, at: Index, width: int) -> None:

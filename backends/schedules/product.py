@@ -6,6 +6,7 @@ A block of pixels that stays in a near cache meets all weights before the next b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -31,7 +32,7 @@ class Product:
     target: Target
     epilogue: Epilogue
 
-    @property
+    @functools.cached_property
     def plan(self) -> Plan:
         """The register tiling."""
         return plan(self.pixels, self.outputs, self.target)
@@ -64,22 +65,30 @@ class Product:
         padded[: self.outputs] = np.reshape(bias, -1)
         return padded
 
-    def tiles_per_block(self) -> int:
-        """Main tiles of pixels that meet all weights before the next ones are read."""
+    def tiles_per_block(self, depth: int) -> int:
+        """Main tiles of pixels that meet all weights, `depth` steps deep, before the next ones are read."""
         tiling = self.plan
-        per_tile = self.depth * tiling.main.pixels * 4
-        if self.packed_weights * 4 <= self.target.l1_bytes // 2 or self.sweeps == 1:
+        per_tile = depth * tiling.main.pixels * 4
+        if self.packed_bias * depth * 4 <= self.target.l1_bytes // 2 or self.sweeps == 1:
             return 1
         near = self.target.l1_bytes * 5 // 8
         budget = near if per_tile <= near else self.target.l2_bytes // 2
         return max(1, min(tiling.count, budget // per_tile))
 
     def emit(
-        self, e: Emitter, first: Index, tiles: Index, sweep_from: Index, sweeps: Index, last: Expr | bool, o: Operands
+        self,
+        e: Emitter,
+        first: Index,
+        tiles: Index,
+        sweep_from: Index,
+        sweeps: Index,
+        last: Expr | bool,
+        o: Operands,
+        depth: Index,
     ) -> None:
         """Main tiles [first, first + tiles) of pixels by `sweeps` channel tiles, and the tail if `last`.
 
-        `o` describes pixel 0 and channel tile 0.
+        `o` describes pixel 0 and channel tile 0; `depth` steps of the reduction are taken.
         """
         tiling, channels = self.plan, self.plan.channels
         ragged = self.outputs % channels != 0
@@ -106,16 +115,16 @@ class Product:
             if tiling.count:
                 with e.loop(tiles) as t:
                     pixel = e.let((first + t) * tiling.main.pixels)
-                    microkernel(e, tiling.main, channels, self.depth, at(pixel), self.epilogue, lanes)
+                    microkernel(e, tiling.main, channels, depth, at(pixel), self.epilogue, lanes)
             if tiling.tail is not None:
                 with e.when(last):
                     pixel = tiling.count * tiling.main.pixels
-                    microkernel(e, tiling.tail, channels, self.depth, at(pixel), self.epilogue, lanes)
+                    microkernel(e, tiling.tail, channels, depth, at(pixel), self.epilogue, lanes)
 
     def emit_blocks(self, e: Emitter, outer: int, operands: Callable[[Expr], Operands]) -> None:
         """The whole product for each of `outer` independent problems (images and groups), as grains."""
         count = self.plan.count
-        per_block = self.tiles_per_block()
+        per_block = self.tiles_per_block(self.depth)
         if e.parallel:
             per_block = max(1, min(per_block, count * outer // GRAINS))
         blocks = max(1, -(-count // per_block))
@@ -130,7 +139,7 @@ class Product:
             start = e.let(split * each)
             sweeps: Index = each if self.sweeps % each == 0 else e.let(tirx.min(each, self.sweeps - start))
             last = block >= blocks - 1 if blocks > 1 else True
-            self.emit(e, first, tiles, start, sweeps, last, operands(problem))
+            self.emit(e, first, tiles, start, sweeps, last, operands(problem), self.depth)
 
 
 def divide(e: Emitter, value: Index, by: int) -> tuple[Expr, Expr]:
