@@ -82,9 +82,7 @@ def prune_command(
     ratio: Annotated[float, typer.Option(help="Share of the metric to remove, between 0 and 1.")] = 0.5,
     metric: Annotated[str, typer.Option(help="macs or params.")] = "macs",
     criterion: Annotated[str, typer.Option(help="l1, l2, bn_scale or random.")] = "l1",
-    scope: Annotated[str, typer.Option(help="global: rank over the whole network; local: the same share of each.")] = (
-        "global"
-    ),
+    scope: Annotated[str, typer.Option(help="local: the same share of each group; global: rank over all.")] = "local",
     normalize: Annotated[str, typer.Option(help="Divide a group's scores by their mean, their max, or none.")] = "mean",
     round_to: Annotated[int, typer.Option(help="Widths that change become multiples of this.")] = 1,
     min_channels: Annotated[int, typer.Option(help="No group becomes narrower than this.")] = 1,

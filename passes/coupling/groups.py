@@ -8,8 +8,9 @@ class of interchangeable units is a permutation symmetry. Classes that constrain
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -145,7 +146,11 @@ class _Classes:
         signature = _signatures(coupling)
         roots = np.unique(np.concatenate([[], *self._used_roots()]).astype(np.int64))
         free = roots[self.pin[roots] == 0]
-        _, inverse, counts = np.unique(signature[free], return_inverse=True, return_counts=True)
+        _, first, inverse, counts = np.unique(
+            signature[free], return_index=True, return_inverse=True, return_counts=True
+        )
+        by_first = np.argsort(first)  # classes in the order of their first unit, not of their hash
+        inverse, counts = np.argsort(by_first)[inverse], counts[by_first]
         self.class_of = np.full(len(coupling.partition), -1, np.int64)
         self.class_of[free] = inverse
         self.sizes = counts
@@ -288,7 +293,16 @@ def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
     ]
     order = {c: i for i, c in enumerate(graph.constants())}
     groups.sort(key=lambda g: order[g.members[0].value] if g.members else len(order))
-    return Groups(graph, tuple(groups), layouts, len(group_of_unit), tuple(fixed))
+    return Groups(graph, tuple(_distinct(groups)), layouts, len(group_of_unit), tuple(fixed))
+
+
+def _distinct(groups: list[Group]) -> Iterator[Group]:
+    """Groups that begin at the same axis (the parts of a Split) are numbered apart: `w[0]`, `w[0]#2`."""
+    seen: Counter[str] = Counter()
+    for group in groups:
+        seen[group.name] += 1
+        number = seen[group.name]
+        yield group if number == 1 else replace(group, name=f"{group.name}#{number}")
 
 
 def _members(

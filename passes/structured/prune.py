@@ -56,8 +56,8 @@ class Prune(Pass):
     """Remove a share of the network's cost, unit by unit.
 
     ratio: share of `metric` to remove, in (0, 1). metric: macs or params. criterion: how parameters are scored
-    (l1, l2, bn_scale, random, …). scope: rank over the whole network (global) or take the same share of each
-    group (local). normalize: scores of a group are divided by their mean or max, or not (none), before groups are
+    (l1, l2, bn_scale, random, …). scope: take the same share of each group (local) or rank over the whole network
+    (global). normalize: scores of a group are divided by their mean or max, or not (none), before groups are
     compared. round_to: widths that change become multiples of this. min_channels: no group becomes narrower.
     ignore, only: name patterns (shell style) of groups, constants or nodes to spare, or to restrict pruning to.
     seed: for criteria that draw random numbers.
@@ -66,7 +66,7 @@ class Prune(Pass):
     ratio: float = 0.5
     metric: str = "macs"
     criterion: str = "l1"
-    scope: str = "global"
+    scope: str = "local"
     normalize: str = "mean"
     round_to: int = 1
     min_channels: int = 1

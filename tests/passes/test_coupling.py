@@ -83,7 +83,7 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         a = Conv(x, w1) n = Constant<value_ints=[3,5]>() b, c = Split<axis=1>(a, n)
         d = Conv(b, w2) e = Conv(c, w3) z = Add(d, e)
         p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",
-        ["w1[0]: 3", "w1[0]: 5", "w2[0]: 6"],
+        ["w1[0]: 3", "w1[0]#2: 5", "w2[0]: 6"],
     ),
     "gated linear unit": (
         """(float[1,3,8,8] x, float[8,3,1,1] w1, float[5,4] h) => (float[1,5] y) {
@@ -96,7 +96,7 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         a = Conv(x, w1) st = Constant<value_ints=[2]>() en = Constant<value_ints=[5]>() ax = Constant<value_ints=[1]>()
         b = Slice(a, st, en, ax) d = Conv(b, w2) s = ReduceSum<keepdims=1>(d) z = Add(a, s)
         p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",
-        ["w1[0]: 3", "w1[0]: 5", "w2[0]: 6"],
+        ["w1[0]: 5", "w1[0]#2: 3", "w2[0]: 6"],
     ),
     "squeeze and excitation": (
         """(float[1,3,8,8] x, float[8,3,1,1] w1, float[4,8,1,1] w2, float[8,4,1,1] w3, float[5,8] h) => (float[1,5] y) {
@@ -181,7 +181,7 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         """(float[1,3,8,8] x, float[8,3,1,1] w1, float[5,6] h) => (float[1,5] y) {
         a = Conv(x, w1) i = Constant<value_ints=[7,6,5,2,1,0]>() z = Gather<axis=1>(a, i)
         p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",
-        ["w1[0]: 2", "w1[0]: 6"],
+        ["w1[0]: 6", "w1[0]#2: 2"],
     ),
     "squeeze, unsqueeze and reductions": (
         """(float[1,3,8,8] x, float[8,3,1,1] w1, float[5,8] h) => (float[1,5] y) {
