@@ -41,7 +41,9 @@ def entry_source(program: Program, plan: MemoryPlan) -> str:
         f"extern {'int32_t' if returns[symbol] else 'void'} {symbol}({', '.join(['void *'] * arity[symbol])});\n"
         for symbol in sorted(arity)
     )
-    cases = "".join(f"    case {i}: {_call(step, plan, returns[step.symbol])}\n" for i, step in enumerate(program.steps))
+    cases = "".join(
+        f"    case {i}: {_call(step, plan, returns[step.symbol])}\n" for i, step in enumerate(program.steps)
+    )
     return _ENTRY.format(
         declarations=declarations,
         cases=cases,

@@ -174,7 +174,7 @@ def _extern(symbol: str, *args: Expr) -> Expr:
     return tirx.call_pure_extern(dtype_of(args[0]), symbol, *args)
 
 
-_LIBRARY = "Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh".split()
+_LIBRARY = ["Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh"]
 
 
 def _from_library(op: str) -> ExpressionRule:

@@ -175,7 +175,7 @@ def _axis(node: Node, n: int, m: int, scale: float, span: tuple[float, float]) -
     cubic = mode == "cubic"
     slope = node.attribute("cubic_coeff_a", -0.75)
     indices, weights = _filter(places, cubic, slope, scale if antialias else 1.0)
-    if node.attribute("exclude_outside", 0) or antialias:
+    if node.attribute("exclude_outside", 0):
         weights = np.where((indices < 0) | (indices >= n), 0.0, weights)
     weights = weights / weights.sum(axis=1, keepdims=True)
     return Axis(np.clip(indices, 0, n - 1), weights, outside)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import platform
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,10 +55,11 @@ class Executable:
         self.path = path
         self.threads = threads
         self.manifest = read_manifest(path)
+        _require_machine(self.manifest["target"], path)
         self.inputs = tuple(_tensor(i) for i in self.manifest["inputs"])
         self.outputs = tuple(_tensor(o) for o in self.manifest["outputs"])
         self._weights: np.ndarray | None = np.memmap(path / "weights.bin", dtype=np.uint8, mode="r")
-        self._library = _library(path / "model.so")
+        self._library = _library(path / "model.so", self.manifest["files"]["model.so"]["sha256"])
         self._arenas: list[np.ndarray] = []
         self._lock = threading.Lock()
         self._turn = threading.Lock()
@@ -72,7 +75,8 @@ class Executable:
         """
         arrays = self._check(inputs)
         results = [np.empty(o.shape, o.dtype) for o in self.outputs]
-        self._call(arrays, results, 0, len(self.manifest["layers"]))
+        with self._arena() as arena:
+            self._call(arrays, results, arena, 0, len(self.manifest["layers"]))
         return {o.name: r for o, r in zip(self.outputs, results, strict=True)}
 
     def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 10) -> list[float]:
@@ -81,22 +85,18 @@ class Executable:
 
         arrays = self._check(inputs)
         results = [np.empty(o.shape, o.dtype) for o in self.outputs]
-        count = len(self.manifest["layers"])
-        arena = self._take_arena()
-        times = np.zeros((repeats, count))
-        try:
+        times = np.zeros((repeats, len(self.manifest["layers"])))
+        with self._arena() as arena:
             for row in times:
-                for index in range(count):
+                for index in range(len(row)):
                     start = perf_counter()
-                    self._call(arrays, results, index, index + 1, arena)
+                    self._call(arrays, results, arena, index, index + 1)
                     row[index] = perf_counter() - start
-        finally:
-            self._arenas.append(arena)
         return [float(t) for t in np.median(times, axis=0)]
 
     def close(self) -> None:
-        """Stop the threads and release the memory; waits for a run in progress."""
-        with self._turn, self._lock:
+        """Stop the threads and release the memory. Closing twice does nothing; E_CLOSED while a run is in progress."""
+        with self._lock:
             if self._running:
                 raise _error("E_CLOSED", "close() was called while another thread is inside run()")
             if self._pool:
@@ -150,47 +150,38 @@ class Executable:
         return arrays
 
     def _call(
-        self,
-        inputs: list[np.ndarray],
-        results: list[np.ndarray],
-        first: int,
-        last: int,
-        arena: np.ndarray | None = None,
+        self, inputs: list[np.ndarray], results: list[np.ndarray], arena: np.ndarray, first: int, last: int
     ) -> None:
-        memory = self._take_arena() if arena is None else arena
-        try:
-            if self._weights is None:
-                raise _error("E_CLOSED", "the executable is closed", hint="load the artifact again")
-            arguments = (
-                _pointers(inputs),
-                _pointers(results),
-                self._weights.ctypes.data,
-                memory.ctypes.data,
-                self._pool,
-            )
-            if self._pool:
-                with self._turn:
-                    status = self._library.secateur_run_steps(first, last, *arguments)
-            else:
-                status = self._library.secateur_run_steps(first, last, *arguments)
-        finally:
-            with self._lock:
-                self._running -= arena is None
-            if arena is None:
-                self._arenas.append(memory)
+        assert self._weights is not None
+        weights, memory = self._weights.ctypes.data, arena.ctypes.data
+        arguments = (first, last, _pointers(inputs), _pointers(results), weights, memory, self._pool)
+        with self._turn if self._pool else nullcontext():
+            status = self._library.secateur_run_steps(*arguments)
         if status:
             raise _error("E_RUN", f"the model failed with status {status}", where=str(self.path))
 
-    def _take_arena(self) -> np.ndarray:
-        """Scratch memory for one run: each run in progress has its own."""
+    @contextmanager
+    def _arena(self) -> Iterator[np.ndarray]:
+        """Scratch memory for one run; each run in progress has its own."""
         with self._lock:
+            if self._weights is None:
+                raise _error("E_CLOSED", "the executable is closed", hint="load the artifact again")
             self._running += 1
-            if self._arenas:
-                return self._arenas.pop()
-        nbytes = int(self.manifest["arena_bytes"])
-        raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % _ALIGNMENT
-        return raw[start : start + nbytes]
+            arena = self._arenas.pop() if self._arenas else None
+        try:
+            arena = _aligned(int(self.manifest["arena_bytes"])) if arena is None else arena
+            yield arena
+        finally:
+            with self._lock:
+                self._running -= 1
+                if arena is not None:
+                    self._arenas.append(arena)
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + nbytes]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -224,14 +215,52 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+_NEEDED_FLAGS = {64: "avx512f", 32: "avx2"}
+
+
+def _require_machine(target: Mapping[str, Any], path: Path) -> None:
+    """Refuse code for another kind of processor with words, before the processor does with a signal."""
+    arch = str(target["triple"]).split("-")[0]
+    here = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    problem = f"for {arch}, and this is {here}" if arch != here else ""
+    flag = _NEEDED_FLAGS.get(int(target["vector_bytes"])) if arch == "x86_64" else None
+    if not problem and flag is not None:
+        try:
+            flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+        except (OSError, IndexError):
+            flags = [flag]
+        if flag not in flags:
+            problem = f"for processors with {flag}, which this one lacks"
+    if problem:
+        raise _error(
+            "E_TARGET",
+            f"the artifact was compiled {problem}",
+            where=str(path),
+            hint="compile on this machine, or for a target that names it",
+        )
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _library(path: Path) -> ctypes.CDLL:
+_loaded: dict[str, list[str]] = {}
+"""Contents (sha256) of the libraries that this process has loaded from each path."""
+
+
+def _distinct_name(path: Path, content: str) -> str:
+    """A spelling of `path` that no other content was loaded by: the system's loader takes a name that it has seen
+    for the library that it has, although the artifact was built anew in between."""
+    contents = _loaded.setdefault(str(path.resolve()), [])
+    if content not in contents:
+        contents.append(content)
+    return f"{path.resolve().parent}/{'./' * contents.index(content)}{path.name}"
+
+
+def _library(path: Path, content: str) -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL)
+        library = ctypes.CDLL(_distinct_name(path, content), mode=ctypes.RTLD_LOCAL)
         version = library.secateur_abi_version()
     except (OSError, AttributeError) as error:
         raise _error(

@@ -2,7 +2,9 @@
 
    Kernels reach it through the pointer variable __TVMBackendParallelLaunch. The pool in effect belongs to the
    calling thread: secateur_run enters the caller's pool and leaves it again. Without one, or with one thread,
-   a parallel loop runs inline. Workers spin for a few microseconds between the loops of one run, then sleep. */
+   a parallel loop runs inline. A loop is cut into a fixed number of tasks, which threads claim as they come, the
+   caller among them: a thread that wakes late delays nobody, and results do not depend on who did what.
+   Workers spin for a few microseconds between the loops of one run, then sleep. */
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -11,7 +13,7 @@
 
 #include "parallel.h"
 
-enum { SPIN = 4000 };
+enum { SPIN = 2000, TASKS_PER_THREAD = 4 };
 
 typedef struct {
   void *sync_handle;
@@ -26,19 +28,18 @@ struct secateur_pool {
   pthread_mutex_t lock;
   pthread_cond_t wake;
   pthread_cond_t done;
-  atomic_uint generation;
-  atomic_int pending;
+  atomic_int sleepers; /* workers that wait on `wake` */
+  atomic_int waiting;  /* the caller waits on `done` */
+  atomic_int stop;
+  /* The loop in progress. `state` is its number in the high half and the next task to claim in the low half: a
+     claim is one compare-and-swap, which fails if the loop is no longer the one that the fields were read from. */
+  _Atomic uint64_t state;
+  _Atomic(parallel_lambda) lambda;
+  _Atomic(void *) data;
+  atomic_int tasks;
+  atomic_int finished;
   atomic_int failed;
-  int stop;
-  parallel_lambda lambda;
-  void *data;
-  int32_t tasks;
 };
-
-typedef struct {
-  secateur_pool *pool;
-  int32_t index;
-} worker_argument;
 
 static _Thread_local secateur_pool *current;
 
@@ -50,43 +51,47 @@ static void pause_briefly(void) {
 #endif
 }
 
-/* Thread `index` takes tasks index, index + threads, ...: the same work in the same place on every run. */
-static void take_tasks(secateur_pool *pool, int32_t index) {
-  parallel_env env = {0, pool->tasks};
-  for (int32_t task = index; task < pool->tasks; task += pool->threads) {
-    if (pool->lambda(task, &env, pool->data) != 0) atomic_store(&pool->failed, 1);
-  }
-}
-
-static void *work(void *argument) {
-  worker_argument mine = *(worker_argument *)argument;
-  secateur_pool *pool = mine.pool;
-  free(argument);
-  unsigned seen = 0;
+/* Claim and run tasks until none is left; returns the state that had none. */
+static uint64_t take_tasks(secateur_pool *pool) {
+  uint64_t state = atomic_load(&pool->state);
   for (;;) {
-    for (int i = 0; i < SPIN && atomic_load_explicit(&pool->generation, memory_order_acquire) == seen; ++i)
-      pause_briefly();
-    if (atomic_load_explicit(&pool->generation, memory_order_acquire) == seen) {
-      pthread_mutex_lock(&pool->lock);
-      while (atomic_load(&pool->generation) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
-      pthread_mutex_unlock(&pool->lock);
+    int32_t task = (int32_t)(uint32_t)state;
+    int32_t tasks = atomic_load(&pool->tasks);
+    parallel_lambda lambda = atomic_load(&pool->lambda);
+    void *data = atomic_load(&pool->data);
+    if (task >= tasks) {
+      uint64_t now = atomic_load(&pool->state);
+      if (now == state) return state;
+      state = now;
+      continue;
     }
-    ++seen;
-    if (pool->stop) return 0;
-    take_tasks(pool, mine.index);
-    if (atomic_fetch_sub(&pool->pending, 1) == 1) {
+    if (!atomic_compare_exchange_strong(&pool->state, &state, state + 1)) continue;
+    parallel_env env = {0, tasks};
+    if (lambda(task, &env, data) != 0) atomic_store(&pool->failed, 1);
+    if (atomic_fetch_add(&pool->finished, 1) == tasks - 1 && atomic_load(&pool->waiting)) {
       pthread_mutex_lock(&pool->lock);
       pthread_cond_signal(&pool->done);
       pthread_mutex_unlock(&pool->lock);
     }
+    state = atomic_load(&pool->state);
   }
 }
 
-static void start_generation(secateur_pool *pool) {
-  pthread_mutex_lock(&pool->lock);
-  atomic_fetch_add(&pool->generation, 1);
-  pthread_cond_broadcast(&pool->wake);
-  pthread_mutex_unlock(&pool->lock);
+static void *work(void *argument) {
+  secateur_pool *pool = argument;
+  for (;;) {
+    uint64_t seen = take_tasks(pool);
+    for (int i = 0; i < SPIN && atomic_load(&pool->state) == seen; ++i) pause_briefly();
+    if (atomic_load(&pool->state) == seen) {
+      pthread_mutex_lock(&pool->lock);
+      atomic_fetch_add(&pool->sleepers, 1);
+      while (atomic_load(&pool->state) == seen && !atomic_load(&pool->stop))
+        pthread_cond_wait(&pool->wake, &pool->lock);
+      atomic_fetch_sub(&pool->sleepers, 1);
+      pthread_mutex_unlock(&pool->lock);
+    }
+    if (atomic_load(&pool->stop)) return 0;
+  }
 }
 
 static int launch(parallel_lambda lambda, void *data, int tasks) {
@@ -98,17 +103,28 @@ static int launch(parallel_lambda lambda, void *data, int tasks) {
     return status ? -1 : 0;
   }
   current = 0; /* a loop inside a loop runs inline */
-  pool->lambda = lambda;
-  pool->data = data;
-  pool->tasks = tasks > 0 ? tasks : pool->threads;
+  int32_t count = tasks > 0 ? tasks : pool->threads * TASKS_PER_THREAD;
+  uint64_t number = (atomic_load(&pool->state) >> 32) + 1;
+  atomic_store(&pool->tasks, count);
+  atomic_store(&pool->lambda, lambda);
+  atomic_store(&pool->data, data);
   atomic_store(&pool->failed, 0);
-  atomic_store(&pool->pending, pool->threads - 1);
-  start_generation(pool);
-  take_tasks(pool, 0);
-  for (int i = 0; i < SPIN && atomic_load_explicit(&pool->pending, memory_order_acquire) > 0; ++i) pause_briefly();
-  pthread_mutex_lock(&pool->lock);
-  while (atomic_load(&pool->pending) > 0) pthread_cond_wait(&pool->done, &pool->lock);
-  pthread_mutex_unlock(&pool->lock);
+  atomic_store(&pool->finished, 0);
+  atomic_store(&pool->state, number << 32); /* last: whoever sees the new state sees the new fields */
+  if (atomic_load(&pool->sleepers)) {
+    pthread_mutex_lock(&pool->lock);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+  }
+  take_tasks(pool);
+  for (int i = 0; i < SPIN && atomic_load(&pool->finished) < count; ++i) pause_briefly();
+  if (atomic_load(&pool->finished) < count) {
+    pthread_mutex_lock(&pool->lock);
+    atomic_store(&pool->waiting, 1);
+    while (atomic_load(&pool->finished) < count) pthread_cond_wait(&pool->done, &pool->lock);
+    atomic_store(&pool->waiting, 0);
+    pthread_mutex_unlock(&pool->lock);
+  }
   current = pool;
   return atomic_load(&pool->failed) ? -1 : 0;
 }
@@ -122,8 +138,10 @@ secateur_pool *secateur_pool_enter(secateur_pool *pool) {
 }
 
 static void stop_workers(secateur_pool *pool, int32_t started) {
-  pool->stop = 1;
-  start_generation(pool);
+  pthread_mutex_lock(&pool->lock);
+  atomic_store(&pool->stop, 1);
+  pthread_cond_broadcast(&pool->wake);
+  pthread_mutex_unlock(&pool->lock);
   for (int32_t i = 0; i < started; ++i) pthread_join(pool->workers[i], 0);
   pthread_cond_destroy(&pool->done);
   pthread_cond_destroy(&pool->wake);
@@ -135,24 +153,22 @@ static void stop_workers(secateur_pool *pool, int32_t started) {
 secateur_pool *secateur_pool_create(int32_t threads) {
   if (threads < 1) return 0;
   secateur_pool *pool = calloc(1, sizeof *pool);
-  if (!pool) return 0;
+  pthread_t *workers = calloc((size_t)threads, sizeof *workers);
+  if (!pool || !workers) {
+    free(pool);
+    free(workers);
+    return 0;
+  }
   pool->threads = threads;
+  pool->workers = workers;
   pthread_mutex_init(&pool->lock, 0);
   pthread_cond_init(&pool->wake, 0);
   pthread_cond_init(&pool->done, 0);
-  pool->workers = calloc((size_t)threads, sizeof *pool->workers);
-  for (int32_t i = 0; pool->workers && i < threads - 1; ++i) {
-    worker_argument *argument = malloc(sizeof *argument);
-    if (argument) *argument = (worker_argument){pool, i + 1};
-    if (!argument || pthread_create(&pool->workers[i], 0, work, argument) != 0) {
-      free(argument);
+  for (int32_t i = 0; i < threads - 1; ++i) {
+    if (pthread_create(&workers[i], 0, work, pool) != 0) {
       stop_workers(pool, i);
       return 0;
     }
-  }
-  if (!pool->workers) {
-    stop_workers(pool, 0);
-    return 0;
   }
   return pool;
 }
