@@ -14,7 +14,7 @@ import onnx
 from compiler.frontends.onnx.bind import bind_shapes
 from compiler.frontends.onnx.lift import lift
 from compiler.frontends.onnx.normalise import normalise
-from compiler.frontends.onnx.read import read_model
+from compiler.frontends.onnx.read import check_fields, read_model
 from compiler.frontends.onnx.weights import take_weights
 from compiler.ir import Graph, SecateurError, infer_shapes, verify
 
@@ -50,6 +50,7 @@ def _load(
         model.CopyFrom(source)
     else:
         model, folder, default_name = read_model(Path(source)), Path(source).parent, Path(source).stem
+    check_fields(model)
     weights = take_weights(model, folder)
     bind_shapes(model.graph, shapes, weights)
     model = normalise(model, allow_unknown)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
-from compiler.frontends.onnx.protos import all_nodes, first_line, graphs
+from compiler.frontends.onnx.protos import all_nodes, first_line, graphs, label
 from compiler.ir import MIN_OPSET, SecateurError
 
 
@@ -18,7 +18,7 @@ def convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     for node in all_nodes(model):
         reason = _obstacle(node, opset)
         if reason:
-            raise _impossible(opset, reason, node.name or node.output[0])
+            raise _impossible(opset, reason, label(node))
     metadata = list(model.metadata_props)
     try:
         converted = version_converter.convert_version(model, MIN_OPSET)
@@ -49,7 +49,7 @@ def _keep_sampling(node: onnx.NodeProto, scales: np.ndarray | None, opset: int) 
     """State how Upsample and Resize sampled before opset 11: pixels not centred, nearest towards the source's edge."""
     shrinks = scales is not None and bool((scales < 1).any())
     if shrinks and scales is not None and (scales > 1).any():
-        raise _impossible(opset, "a Resize both grows and shrinks", node.name or node.output[0])
+        raise _impossible(opset, "a Resize both grows and shrinks", label(node))
     stated = {a.name for a in node.attribute}
     sampling = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "ceil" if shrinks else "floor"}
     node.attribute.extend(helper.make_attribute(k, v) for k, v in sampling.items() if k not in stated)

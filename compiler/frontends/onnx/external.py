@@ -112,7 +112,7 @@ def _number(tensor: onnx.TensorProto, entries: dict[str, str], key: str, default
     if text is None:
         return default
     # int() also takes '1_0' and '٣'; only plain digits are an offset.
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 30):
         raise _error(tensor, entries, f"{key} is {text!r}, not a number of bytes", "save the model again")
     return int(text)
 

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from compiler.frontends.onnx.protos import all_nodes
 from compiler.frontends.onnx.weights import decode, decode_sparse
 from compiler.ir import ArrayConstant, Constant, Graph, Node, Origin, SecateurError, Value
 
@@ -36,8 +37,7 @@ def lift(model: onnx.ModelProto, weights: Mapping[str, Constant], name: str) -> 
         ) from None
     graph = _Lift(weights, source).graph(source, {})
     graph.name = name
-    used = {n.domain for n in model.graph.node}
-    graph.opset = next(e.version for e in model.opset_import if e.domain == "")
+    used = {n.domain for n in all_nodes(model)}
     graph.domains = {e.domain: e.version for e in model.opset_import if e.domain and e.domain in used}
     graph.metadata = {p.key: p.value for p in model.metadata_props}
     return graph
@@ -53,6 +53,7 @@ class _Lift:
         self._names = {t.name for n in source.nodes for t in (*n.inputs, *n.outputs)}
         self._names |= {t.name for t in (*source.inputs, *source.outputs)}
         self._node_names: set[str] = set()
+        self._opset = int(source.opset)
         self._keep: list[gs.Graph] = []  # tensors are looked up by id, so they must outlive the lifting
 
     def graph(self, source: gs.Graph, scope: Scope, outermost: bool = True) -> Graph:
@@ -95,7 +96,7 @@ class _Lift:
             results = self._results(item, define)
             nodes.append(self._node(item, operands, results, attributes))
         outputs = [read(t) for t in source.outputs]
-        return Graph(source.name or "body", inputs, [v for v in outputs if v is not None], nodes)
+        return Graph(source.name or "body", inputs, [v for v in outputs if v is not None], nodes, self._opset)
 
     def _data(self, tensor: gs.Tensor) -> Constant | None:
         if not isinstance(tensor, gs.Constant):
@@ -127,8 +128,7 @@ class _Lift:
 
     def _attribute(self, item: Any, scope: Scope) -> Any:
         if isinstance(item, gs.Graph):
-            body = self.graph(item, scope, outermost=False)
-            return body
+            return self.graph(item, scope, outermost=False)
         if isinstance(item, gs.Constant):
             return decode(item._values.tensor).numpy()
         return item

@@ -13,7 +13,7 @@ import onnx
 from onnx import checker, helper, inliner
 
 from compiler.frontends.onnx.convert import convert
-from compiler.frontends.onnx.protos import all_nodes, bodies, first_line
+from compiler.frontends.onnx.protos import all_nodes, bodies, defined, first_line, label
 from compiler.frontends.operators import is_known, unknown_operator
 from compiler.ir import MIN_OPSET, SecateurError
 
@@ -36,6 +36,7 @@ def normalise(model: onnx.ModelProto, allow_unknown: bool) -> onnx.ModelProto:
         if (node.domain, node.op_type) not in functions:
             _check_node(node, opset, allow_unknown)
     sort_nodes(model.graph)
+    _check_reads(model.graph, set())
     # Version 3 wants every initializer listed as an input; from 4 on they are constants, which they are to us.
     model.ir_version = max(model.ir_version, int(helper.find_min_ir_version_for(model.opset_import, True)), 10)
     _check(model)
@@ -100,7 +101,7 @@ def _check_interface(graph: onnx.GraphProto) -> None:
 
 def _check_node(node: onnx.NodeProto, opset: int, allow_unknown: bool) -> None:
     if not is_known(node.domain, node.op_type, opset) and not (allow_unknown and node.domain):
-        raise unknown_operator(node.name or next(iter(node.output), ""), node.domain, node.op_type, opset)
+        raise unknown_operator(label(node), node.domain, node.op_type, opset)
     for attribute in node.attribute:
         kind = onnx.AttributeProto.AttributeType.Name(attribute.type)
         if kind not in _ATTRIBUTES:
@@ -128,7 +129,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
     try:
         order = list(nx.lexicographical_topological_sort(dag))
     except nx.NetworkXUnfeasible:
-        cycle = " -> ".join(nodes[i].name or nodes[i].output[0] for i, _ in nx.find_cycle(dag))
+        cycle = " -> ".join(label(nodes[i]) for i, _ in nx.find_cycle(dag))
         raise SecateurError(
             "E_CYCLE", "the graph has a cycle", where=cycle, hint="break the cycle; ONNX graphs are acyclic"
         ) from None
@@ -143,6 +144,21 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
         own |= {name for n in body.node for name in n.output}
         yield from (name for n in body.node for name in _reads(n) if name not in own)
         yield from (o.name for o in body.output if o.name not in own)
+
+
+def _check_reads(graph: onnx.GraphProto, outer: set[str]) -> None:
+    known = {"", *outer, *defined(graph)}
+    for node in graph.node:
+        for name in node.input:
+            if name not in known:
+                raise SecateurError(
+                    "E_INVALID_MODEL",
+                    f"{name!r} is read, but nothing defines it",
+                    where=f"node {label(node)!r} ({node.op_type})",
+                    hint="the file is damaged, or the model was cut; export it again",
+                )
+        for body in bodies(node):
+            _check_reads(body, known)
 
 
 def _check(model: onnx.ModelProto) -> None:

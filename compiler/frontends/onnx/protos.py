@@ -46,6 +46,11 @@ def defined(graph: onnx.GraphProto) -> Iterator[str]:
         yield from node.output
 
 
+def label(node: onnx.NodeProto) -> str:
+    """How messages call the node: its name, or its first result's."""
+    return node.name or next(iter(node.output), node.op_type)
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's text that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

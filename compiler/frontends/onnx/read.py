@@ -6,9 +6,11 @@ External data is not touched here.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 
 from compiler.ir import SecateurError
 
@@ -20,10 +22,12 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x89HDF", "an HDF5 file, such as Keras weights", "convert it with tf2onnx or keras.Model.export"),
     (4, b"TFL3", "a TensorFlow Lite model", "convert it with tf2onnx --tflite"),
     (0, b"\x1f\x8b", "a gzip archive", "unpack it with gunzip or tar first"),
-    (8, b"{", "a safetensors file: weights without a network", _EXPORT_HINT),
-    (0, b"GGUF", "a GGUF file: weights without a network", _EXPORT_HINT),
+    (8, b"{", "safetensors weights without a network", _EXPORT_HINT),
+    (0, b"GGUF", "GGUF weights without a network", _EXPORT_HINT),
 )
 """(offset, bytes at it, what the file is, what to do)."""
+
+_ELEMENT_TYPES = frozenset(onnx.TensorProto.DataType.values())
 
 _LFS = b"version https://git-lfs"
 _MAX_BYTES = 2**31 - 1
@@ -54,6 +58,34 @@ def read_model(path: Path) -> onnx.ModelProto:
             hint="give the .onnx file of the model, not a tensor or a saved input",
         )
     return model
+
+
+def check_fields(message: Message) -> None:
+    """Refuse text that is not UTF-8 and element types that do not exist, anywhere in a message; E_INVALID_MODEL.
+
+    Protobuf lets both through, and everything after this relies on them.
+    """
+    if isinstance(message, onnx.TypeProto.Tensor) and message.elem_type not in _ELEMENT_TYPES:
+        raise _damaged(f"element type {message.elem_type} does not exist")
+    if isinstance(message, onnx.TensorProto):  # its other fields are numbers, and many
+        fields: list[tuple[FieldDescriptor, Any]] = [
+            (message.DESCRIPTOR.fields_by_name[name], getattr(message, name)) for name in ("name", "external_data")
+        ]
+    else:
+        fields = message.ListFields()
+    for field, value in fields:
+        items = value if field.is_repeated else (value,)
+        if field.type == FieldDescriptor.TYPE_STRING and not all(isinstance(i, str) for i in items):
+            raise _damaged(f"a {field.name} is not UTF-8 text")
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for item in items:
+                check_fields(item)
+
+
+def _damaged(problem: str) -> SecateurError:
+    return SecateurError(
+        "E_INVALID_MODEL", f"the model is damaged: {problem}", hint="fetch the file again, or export the model again"
+    )
 
 
 def _read_bytes(path: Path) -> bytes:

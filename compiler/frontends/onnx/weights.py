@@ -86,7 +86,8 @@ def _take_from(graph: onnx.GraphProto, folder: Path | None, weights: dict[str, C
     twice = _first_duplicate([t.name for t in dense] + [s.values.name for s in sparse])
     if twice is not None:
         raise _invalid(twice, "is defined twice")
-    weights.update({t.name: decode(t, folder) for t in dense if _is_heavy(t)})
+    decoded = {t.name: decode(t, folder) for t in dense}  # small ones too, to find the damaged ones
+    weights.update({t.name: decoded[t.name] for t in dense if _is_heavy(t)})
     weights.update({s.values.name: decode_sparse(s) for s in sparse})
     if weights or sparse:
         del graph.initializer[:], graph.sparse_initializer[:]
