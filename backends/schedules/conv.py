@@ -1,7 +1,7 @@
 """Convolution: depthwise layers by their own schedule, everything else as a matrix product over pixels.
 
-1x1 convolutions read the image as it is; others copy a block of rows into a panel [tap and channel][pixel] that stays in
-the second-level cache while all weights pass (the lowering of im2col, one block at a time).
+1x1 convolutions read the image as it is; others copy a block of rows into a panel [channel and tap][pixel] that
+stays in the second-level cache while all weights pass (im2col, one block at a time).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Built = tuple[tvm.tirx.PrimFunc, Product, tuple[str, ...], int]
 def _declare(
     e: Emitter, spec: ConvSpec, product: Product, workspace: int
 ) -> tuple[Callable[[Expr, Array, Index, int, Index], Operands], Array, Array | None, tuple[str, ...]]:
-    """Parameters in order, and a function from (image and group, matrix, its offset, its row, first pixel) to operands."""
+    """Parameters, and operands of (image and group, matrix, its offset and row length, first pixel of y)."""
     pixels = spec.out_height * spec.out_width
     x = e.param("x", spec.batch * spec.in_channels * spec.height * spec.width)
     w = e.param("w", spec.groups * product.packed_weights)

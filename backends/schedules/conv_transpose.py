@@ -138,5 +138,3 @@ def _disjoint(e: Emitter, length: int, lanes: int, body: object) -> None:
             width //= 2
         body(offset, width)
         offset += width
-
-

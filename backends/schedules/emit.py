@@ -9,16 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import tvm
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
+from tvm.ir.expr import Expr
 
 from backends.schedules.codegen import FLAT
 
 #: A scalar index: a Python number or an int32 expression.
-Index = int | tirx.Expr
-Expr = tirx.Expr
+Index: TypeAlias = int | Expr
 
 
 class Array:
@@ -65,7 +66,7 @@ class Emitter:
         self._head: list[tirx.Stmt] = []
         self._blocks: list[list[tirx.Stmt]] = [[]]
         self._names = 0
-        _open.emitter = self
+        self._outer, _open.emitter = _open.emitter, self
 
     def param(self, role: str, elements: int, dtype: str = "float32") -> Array:
         """Declare the next pointer parameter, of at least `elements` elements."""
@@ -152,7 +153,7 @@ class Emitter:
 
     def finish(self) -> tirx.PrimFunc:
         """The function; it returns 0."""
-        _open.emitter = None
+        _open.emitter = self._outer
         body = [*self._head, *self._blocks[0], tirx.Return(_int(0))]
         attrs = {"global_symbol": self.symbol, "tirx.noalias": True, "s_tir": True, FLAT: True}
         func = tirx.PrimFunc(self._params, tirx.SeqStmt(body), ret_type=PrimType("int32"))

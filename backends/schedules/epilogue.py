@@ -30,6 +30,10 @@ class Epilogue:
     alpha: float | None = None
     beta: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.activation is not None:
+            _rule(self.activation)
+
     def apply(self, value: Expr) -> Expr:
         """The activation of a scalar or vector."""
         return activate(self.activation, value, self.alpha, self.beta)
@@ -37,13 +41,15 @@ class Epilogue:
 
 def activate(name: str | None, x: Expr, alpha: float | None = None, beta: float | None = None) -> Expr:
     """Activation `name` of x (None: x itself). Raises SecateurError E_ACTIVATION for an unknown name."""
-    if name is None:
-        return x
+    return x if name is None else _rule(name)(x, alpha, beta)
+
+
+def _rule(name: str) -> Activation:
     rule = ACTIVATIONS.get(name)
     if rule is None:
         known = ", ".join(sorted(ACTIVATIONS))
         raise SecateurError("E_ACTIVATION", f"no schedule for activation '{name}'", hint=f"known: {known}")
-    return rule(x, alpha, beta)
+    return rule
 
 
 def _once(rule: Callable[..., Expr]) -> Callable[..., Expr]:

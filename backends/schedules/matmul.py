@@ -47,7 +47,9 @@ class _Tiling:
                     continue
                 work, loads = height * vectors, vectors + height
                 steps = -(-m // height) * -(-n // columns)
-                cost = steps * (max(work, 4.0 if m > 1 else 1.0) + 0.25 * loads + (2.0 if vectors < 4 and m == 1 else 0))
+                cost = steps * (
+                    max(work, 4.0 if m > 1 else 1.0) + 0.25 * loads + (2.0 if vectors < 4 and m == 1 else 0)
+                )
                 if best is None or cost < least * 0.999:
                     best, least = cls(height, columns), cost
         assert best is not None
@@ -128,7 +130,9 @@ def _rows(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
         result: dict[str, np.ndarray] = {}
         if constant:
             assert weights is not None
-            array = np.asarray(weights, np.float32).reshape(b_count, *((spec.n, spec.k) if spec.transpose_b else (spec.k, spec.n)))
+            array = np.asarray(weights, np.float32).reshape(
+                b_count, *((spec.n, spec.k) if spec.transpose_b else (spec.k, spec.n))
+            )
             array = array.transpose(0, 2, 1) if spec.transpose_b else array
             padded = np.zeros((b_count, spec.k, sweeps * columns), np.float32)
             padded[:, :, : spec.n] = array

@@ -64,9 +64,7 @@ def pool2d(spec: PoolSpec, target: Target, parallel: bool = False) -> Kernel:
             with e.loop(-(-spec.out_height // windows.block)) as b:
                 first = windows.first_row(e, b)
                 windows.stage(e, x, e.let(item * plane), first, scratch, at, empty)
-                windows.compute(
-                    e, scratch, at, first, lambda lanes: const(empty, lanes), combine, finish, y, y_at
-                )
+                windows.compute(e, scratch, at, first, lambda lanes: const(empty, lanes), combine, finish, y, y_at)
 
     def pack() -> dict[str, np.ndarray]:
         return {"scale": _reciprocal_counts(spec)} if average else {}

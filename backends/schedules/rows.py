@@ -65,9 +65,7 @@ def load_strided(source: Array, at: Index, stride: int, width: int) -> Expr:
     return shuffle([low, high], [*range(0, width, 2), *range(width + 1, 2 * width, 2)])
 
 
-def copy(
-    e: Emitter, to: Array, at: Index, source: Array, start: Index, stride: int, length: int, lanes: int
-) -> None:
+def copy(e: Emitter, to: Array, at: Index, source: Array, start: Index, stride: int, length: int, lanes: int) -> None:
     """to[at + i] = source[start + i * stride] for i in [0, length)."""
     if stride <= 2:
 

@@ -103,9 +103,7 @@ class Windows:
         """Fill the whole scratch, so that columns beyond the plane hold `fill` from then on."""
         rows.fill(e, scratch, at, self.scratch, self.target.lanes(), fill)
 
-    def stage(
-        self, e: Emitter, x: Array, source: Index, first: Index, scratch: Array, at: Index, fill: float
-    ) -> None:
+    def stage(self, e: Emitter, x: Array, source: Index, first: Index, scratch: Array, at: Index, fill: float) -> None:
         """Copy the padded rows for the block whose first output row is `first`."""
         count = self.staged_rows(self.block)
         leaves = self.top > 0 or (self.out_height - 1) * self.strides[0] + self.staged_rows(1) - self.top > self.height
@@ -154,7 +152,19 @@ class Windows:
             if whole > 4:
                 with e.loop(whole) as i:
                     offset = e.let(i * self.lanes)
-                    self._tile(e, scratch, base + offset, together, self.lanes, self.lanes, start, combine, finish, y, out + offset)
+                    self._tile(
+                        e,
+                        scratch,
+                        base + offset,
+                        together,
+                        self.lanes,
+                        self.lanes,
+                        start,
+                        combine,
+                        finish,
+                        y,
+                        out + offset,
+                    )
                 rest = self.pieces[whole:]
             else:
                 rest = self.pieces

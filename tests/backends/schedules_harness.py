@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import subprocess
 import sys
@@ -47,6 +48,19 @@ def guarded(shape: Sequence[int], at_end: bool = True) -> np.ndarray:
     return array[: int(np.prod(shape))].reshape(shape)
 
 
+def _zig(arguments: list[str], folder: Path) -> None:
+    subprocess.run([sys.executable, "-m", "ziglang", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@functools.cache
+def _launcher() -> bytes:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "launch.c").write_text(_LAUNCHER)
+        _zig(["cc", "-c", "-fPIC", "-O1", "-o", "launch.o", "launch.c"], folder)
+        return (folder / "launch.o").read_bytes()
+
+
 class Library:
     """A shared library made of PrimFuncs."""
 
@@ -58,9 +72,8 @@ class Library:
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         (folder / "kernels.o").write_bytes(code)
-        (folder / "launch.c").write_text(_LAUNCHER)
-        command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-O1", "-o", "kernels.so", "kernels.o", "launch.c"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        (folder / "launch.o").write_bytes(_launcher())
+        _zig(["ld.lld", "-shared", "-o", "kernels.so", "kernels.o", "launch.o"], folder)
         self._library = ctypes.CDLL(str(folder / "kernels.so"))
 
     def set_tasks(self, tasks: int) -> None:
@@ -157,9 +170,7 @@ def ort_session(
     elif isinstance(layer, PoolSpec):
         feeds["x"] = random(layer.batch, layer.channels, layer.height, layer.width)
         nodes.append(
-            helper.make_node(
-                "MaxPool", ["x"], ["c"], kernel_shape=layer.kernel, strides=layer.strides, pads=layer.pads
-            )
+            helper.make_node("MaxPool", ["x"], ["c"], kernel_shape=layer.kernel, strides=layer.strides, pads=layer.pads)
         )
     else:
         feeds["x"] = random(1, layer[1], layer[2], 1)
