@@ -4,16 +4,17 @@
    calling thread: secateur_run enters the caller's pool and leaves it again. Without one, or with one thread,
    a parallel loop runs inline. A loop is cut into a fixed number of tasks, which threads claim as they come, the
    caller among them: a thread that wakes late delays nobody, and results do not depend on who did what.
-   Workers spin for a few microseconds between the loops of one run, then sleep. */
+   Workers stay awake, yielding to others, from secateur_run's start to its end, and sleep between runs. */
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 
 #include "parallel.h"
 
-enum { SPIN = 2000, TASKS_PER_THREAD = 4 };
+enum { SPIN = 1000, TASKS_PER_THREAD = 4 };
 
 typedef struct {
   void *sync_handle;
@@ -28,8 +29,8 @@ struct secateur_pool {
   pthread_mutex_t lock;
   pthread_cond_t wake;
   pthread_cond_t done;
-  atomic_int sleepers; /* workers that wait on `wake` */
-  atomic_int waiting;  /* the caller waits on `done` */
+  atomic_int waiting; /* the caller waits on `done` */
+  atomic_int active;  /* a run is in progress: workers do not sleep */
   atomic_int stop;
   /* The loop in progress. `state` is its number in the high half and the next task to claim in the low half: a
      claim is one compare-and-swap, which fails if the loop is no longer the one that the fields were read from. */
@@ -81,13 +82,14 @@ static void *work(void *argument) {
   secateur_pool *pool = argument;
   for (;;) {
     uint64_t seen = take_tasks(pool);
-    for (int i = 0; i < SPIN && atomic_load(&pool->state) == seen; ++i) pause_briefly();
+    for (int i = 1; atomic_load(&pool->state) == seen && atomic_load(&pool->active); ++i) {
+      pause_briefly();
+      if (i % SPIN == 0) sched_yield();
+    }
     if (atomic_load(&pool->state) == seen) {
       pthread_mutex_lock(&pool->lock);
-      atomic_fetch_add(&pool->sleepers, 1);
-      while (atomic_load(&pool->state) == seen && !atomic_load(&pool->stop))
+      while (atomic_load(&pool->state) == seen && !atomic_load(&pool->active) && !atomic_load(&pool->stop))
         pthread_cond_wait(&pool->wake, &pool->lock);
-      atomic_fetch_sub(&pool->sleepers, 1);
       pthread_mutex_unlock(&pool->lock);
     }
     if (atomic_load(&pool->stop)) return 0;
@@ -111,11 +113,6 @@ static int launch(parallel_lambda lambda, void *data, int tasks) {
   atomic_store(&pool->failed, 0);
   atomic_store(&pool->finished, 0);
   atomic_store(&pool->state, number << 32); /* last: whoever sees the new state sees the new fields */
-  if (atomic_load(&pool->sleepers)) {
-    pthread_mutex_lock(&pool->lock);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
-  }
   take_tasks(pool);
   for (int i = 0; i < SPIN && atomic_load(&pool->finished) < count; ++i) pause_briefly();
   if (atomic_load(&pool->finished) < count) {
@@ -131,8 +128,24 @@ static int launch(parallel_lambda lambda, void *data, int tasks) {
 
 int (*__TVMBackendParallelLaunch)(parallel_lambda, void *, int) = launch;
 
+static void set_active(secateur_pool *pool, int active) {
+  if (!pool || pool->threads == 1) return;
+  if (!active) {
+    atomic_store(&pool->active, 0);
+    return;
+  }
+  pthread_mutex_lock(&pool->lock);
+  atomic_store(&pool->active, 1);
+  pthread_cond_broadcast(&pool->wake);
+  pthread_mutex_unlock(&pool->lock);
+}
+
 secateur_pool *secateur_pool_enter(secateur_pool *pool) {
   secateur_pool *previous = current;
+  if (previous != pool) {
+    set_active(previous, 0);
+    set_active(pool, 1);
+  }
   current = pool;
   return previous;
 }
