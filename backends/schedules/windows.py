@@ -35,6 +35,7 @@ class Windows:
     left: int
     dilations: tuple[int, int]
     target: Target
+    block_rows: int = 0
 
     @property
     def lanes(self) -> int:
@@ -71,7 +72,9 @@ class Windows:
 
     @property
     def block(self) -> int:
-        """Output rows per staged block: about half the first-level cache, evenly divided."""
+        """Output rows per staged block: `block_rows` if given, else half the first-level cache, evenly divided."""
+        if self.block_rows:
+            return self.block_rows
         budget = self.target.l1_bytes // 2
         most = max(1, (budget // (4 * self.line) - self.staged_rows(1)) // self.strides[0] + 1)
         if most >= self.out_height:

@@ -136,7 +136,7 @@ def conv_case(spec: ConvSpec) -> tuple[dict[str, np.ndarray], np.ndarray, np.nda
     return arrays, reference(spec.epilogue, y), w, bias
 
 
-@examples(60)
+@examples(40)
 @given(conv_specs(), st.sampled_from(TARGETS), st.booleans(), st.booleans())
 def test_any_convolution_agrees_with_torch(spec: ConvSpec, on: Target, parallel: bool, at_end: bool) -> None:
     arrays, expected, w, bias = conv_case(spec)
@@ -156,18 +156,34 @@ LARGE = [
 ]
 
 
+@pytest.mark.parametrize("method", ["auto", "direct"])
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("spec", LARGE, ids=lambda spec: f"{spec.in_channels}x{spec.height}k{spec.kernel[0]}")
-def test_layers_of_real_size(spec: ConvSpec, parallel: bool) -> None:
+def test_layers_of_real_size(spec: ConvSpec, parallel: bool, method: str) -> None:
     arrays, expected, w, bias = conv_case(spec)
-    kernel = conv2d(spec, NATIVE, parallel)
+    kernel = conv2d(spec, NATIVE, parallel, method)
     check(kernel, arrays | kernel.pack(w, bias), expected)
 
 
-def test_results_do_not_depend_on_the_number_of_tasks() -> None:
+@examples(14)
+@given(st.data(), st.sampled_from(TARGETS), st.booleans(), st.booleans())
+def test_winograd_is_as_accurate_as_the_direct_sum(data, on: Target, parallel: bool, at_end: bool) -> None:
+    pads = data.draw(st.tuples(*[numbers(0, 2)] * 4))
+    size = [max(data.draw(numbers(1, 40)), 3 - pads[i] - pads[i + 2]) for i in range(2)]
+    channels = data.draw(pairs(1, 40))
+    spec = ConvSpec(
+        data.draw(numbers(1, 2)), channels[0], *size, channels[1], (3, 3), pads=pads, epilogue=data.draw(epilogues)
+    )
+    arrays, expected, w, bias = conv_case(spec)
+    kernel = conv2d(spec, on, parallel, method="winograd")
+    check(kernel, arrays | kernel.pack(w, bias), expected, on, at_end)
+
+
+@pytest.mark.parametrize("method", ["direct", "winograd"])
+def test_results_do_not_depend_on_the_number_of_tasks(method: str) -> None:
     spec = LARGE[1]
     arrays, expected, w, bias = conv_case(spec)
-    kernel = conv2d(spec, NATIVE, parallel=True)
+    kernel = conv2d(spec, NATIVE, parallel=True, method=method)
     library = Library([kernel.func], NATIVE)
     results = []
     for tasks in (1, 2, 5, 64):
@@ -197,7 +213,7 @@ def transpose_specs(draw) -> ConvTransposeSpec:
     )
 
 
-@examples(25)
+@examples(18)
 @given(transpose_specs(), st.sampled_from(TARGETS), st.booleans())
 def test_any_transposed_convolution_agrees_with_torch(spec: ConvTransposeSpec, on: Target, parallel: bool) -> None:
     x = normal(0, spec.batch, spec.in_channels, spec.height, spec.width)
@@ -240,7 +256,7 @@ def matmul_specs(draw) -> MatMulSpec:
     )
 
 
-@examples(50)
+@examples(32)
 @given(matmul_specs(), st.sampled_from(TARGETS), st.booleans(), st.booleans())
 def test_any_product_agrees_with_numpy(spec: MatMulSpec, on: Target, parallel: bool, at_end: bool) -> None:
     a = normal(0, spec.batch if spec.a_batched else 1, spec.m, spec.k)
@@ -285,7 +301,7 @@ def pool_specs(draw) -> PoolSpec:
     )
 
 
-@examples(40)
+@examples(25)
 @given(pool_specs(), st.sampled_from(TARGETS), st.booleans())
 def test_any_pooling_agrees_with_torch(spec: PoolSpec, on: Target, parallel: bool) -> None:
     x = normal(0, spec.batch, spec.channels, spec.height, spec.width)
@@ -419,5 +435,7 @@ def test_errors_say_what_is_wrong() -> None:
         ConvSpec(1, 4, 8, 8, 4, (1, 1), groups=3)
     with pytest.raises(SecateurError, match="larger than the padded image"):
         ConvSpec(1, 4, 2, 2, 4, (3, 3))
+    with pytest.raises(SecateurError, match="no method 'winograd'"):
+        conv2d(ConvSpec(1, 4, 8, 8, 4, (5, 5)), NATIVE, method="winograd")
     with pytest.raises(SecateurError, match="no schedule for activation 'swoosh'"):
         conv2d(ConvSpec(1, 4, 8, 8, 4, (1, 1), epilogue=Epilogue(activation="swoosh")), NATIVE)
