@@ -82,6 +82,9 @@ class Pipeline(Pass):
         chosen = parse_passes(passes) if isinstance(passes, str) else tuple(passes)
         object.__setattr__(self, "passes", chosen)
 
+    def __call__(self, graph: Graph, context: Context | None = None) -> Graph:
+        return self.run(graph, context or Context())
+
     def run(self, graph: Graph, context: Context) -> Graph:
         verify(graph, where="before the first pass")
         ran: list[str] = []

@@ -13,14 +13,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.ir import Graph, Node, Value, subgraphs
+from compiler.ir import ArrayConstant, Graph, Node, Value, subgraphs
 from passes.pipeline import register_pass
 from passes.simplify.rewrite import Names, RewritePass, read_values
+
+
+class Parameters:
+    """Gives nodes constants of their own; the ones they had may have other readers."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._names = Names(graph)
+        self._made: set[Value] = set()
+
+    def set(self, node: Node, index: int, array: np.ndarray, suffix: str) -> None:
+        """Make `array` the operand at `index`, in the type of the one that was there (or of the weight)."""
+        old = node.input(index)
+        like = old if old is not None else node.inputs[1]
+        assert like is not None and like.dtype is not None
+        data = ArrayConstant(array.astype(like.dtype))
+        if old in self._made:
+            old.data = data
+            return
+        base = f"{node.name}_{suffix}" if old is None else old.name
+        while len(node.inputs) <= index:
+            node.inputs.append(None)
+        value = Value(self._names.fresh(f"{base}_folded"), data=data)
+        self._made.add(value)
+        node.inputs[index] = value
+
 
 Affine = tuple[int, np.ndarray, np.ndarray]
 """(operand index of x, scale, shift) in float64; scale and shift have one element a channel, or one."""
 
-Absorber = Callable[[Names, Node, np.ndarray, np.ndarray], bool]
+Absorber = Callable[[Parameters, Node, np.ndarray, np.ndarray], bool]
 """Change the node so that its result becomes scale*y + shift; False, and nothing changed, when it cannot."""
 
 ABSORBERS: dict[str, Absorber] = {}
@@ -38,7 +63,7 @@ class FoldBatchNorm(RewritePass):
 def fold_batchnorm(graph: Graph) -> int:
     """Edit in place; returns the number of nodes folded away."""
     reads = Counter(read_values(graph))
-    return _fold(graph, reads, Names(graph))
+    return _fold(graph, reads, Parameters(graph))
 
 
 def absorber(op: str) -> Callable[[Absorber], Absorber]:
@@ -51,8 +76,8 @@ def absorber(op: str) -> Callable[[Absorber], Absorber]:
     return register
 
 
-def _fold(graph: Graph, reads: Counter[Value], names: Names) -> int:
-    own = set(graph.nodes)
+def _fold(graph: Graph, reads: Counter[Value], own: Parameters) -> int:
+    local = set(graph.nodes)
     gone: set[Node] = set()
     for node in graph.nodes:
         affine = _affine(node)
@@ -61,14 +86,14 @@ def _fold(graph: Graph, reads: Counter[Value], names: Names) -> int:
         index, scale, shift = affine
         x = node.inputs[index]
         producer = x.producer if x is not None else None
-        if x is None or producer not in own or producer.domain or reads[x] != 1 or x is not producer.outputs[0]:
+        if x is None or producer not in local or producer.domain or reads[x] != 1 or x is not producer.outputs[0]:
             continue
-        if producer.op in ABSORBERS and ABSORBERS[producer.op](names, producer, scale, shift):
+        if producer.op in ABSORBERS and ABSORBERS[producer.op](own, producer, scale, shift):
             producer.outputs[0] = node.outputs[0]
             producer.outputs[0].producer = producer
             gone.add(node)
     graph.nodes = [n for n in graph.nodes if n not in gone]
-    return len(gone) + sum(_fold(body, reads, names) for n in graph.nodes for body in subgraphs(n))
+    return len(gone) + sum(_fold(body, reads, own) for n in graph.nodes for body in subgraphs(n))
 
 
 def _affine(node: Node) -> Affine | None:
@@ -124,25 +149,13 @@ def _parameters(node: Node, indices: tuple[int, ...]) -> list[np.ndarray] | None
     return [v.numpy().astype(np.float64) for v in values if v is not None]
 
 
-def _set(names: Names, node: Node, index: int, array: np.ndarray, suffix: str) -> None:
-    """Give the node a constant of its own; the old one may have other readers."""
-    old = node.input(index)
-    like = old if old is not None else node.inputs[1]
-    assert like is not None and like.dtype is not None
-    base = f"{node.name}_{suffix}" if old is None else old.name.partition("_folded")[0]
-    name = names.fresh(f"{base}_folded")
-    while len(node.inputs) <= index:
-        node.inputs.append(None)
-    node.inputs[index] = Value(name, data=array.astype(like.dtype))
-
-
 @absorber("Conv")
-def _conv(names: Names, node: Node, scale: np.ndarray, shift: np.ndarray) -> bool:
-    return _convolution(names, node, scale, shift, lambda w, s: w * s.reshape(-1, *(1,) * (w.ndim - 1)), 0)
+def _conv(own: Parameters, node: Node, scale: np.ndarray, shift: np.ndarray) -> bool:
+    return _convolution(own, node, scale, shift, lambda w, s: w * s.reshape(-1, *(1,) * (w.ndim - 1)), 0)
 
 
 @absorber("ConvTranspose")
-def _conv_transpose(names: Names, node: Node, scale: np.ndarray, shift: np.ndarray) -> bool:
+def _conv_transpose(own: Parameters, node: Node, scale: np.ndarray, shift: np.ndarray) -> bool:
     groups = node.attribute("group", 1)
 
     def scaled(weight: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -151,11 +164,11 @@ def _conv_transpose(names: Names, node: Node, scale: np.ndarray, shift: np.ndarr
         factors = s.reshape(groups, 1, weight.shape[1], *(1,) * (weight.ndim - 2))
         return (split * factors).reshape(weight.shape)
 
-    return _convolution(names, node, scale, shift, scaled, 1)
+    return _convolution(own, node, scale, shift, scaled, 1)
 
 
 def _convolution(
-    names: Names,
+    own: Parameters,
     node: Node,
     scale: np.ndarray,
     shift: np.ndarray,
@@ -169,14 +182,14 @@ def _convolution(
     channels = weight.shape[channel_axis] * (node.attribute("group", 1) if channel_axis else 1)
     scale, shift = np.broadcast_to(scale, channels), np.broadcast_to(shift, channels)
     bias = arrays[1] if len(arrays) > 1 else np.zeros(channels)
-    _set(names, node, 1, scaled(weight, scale), "weight")
+    own.set(node, 1, scaled(weight, scale), "weight")
     if len(arrays) > 1 or shift.any():
-        _set(names, node, 2, bias * scale + shift, "bias")
+        own.set(node, 2, bias * scale + shift, "bias")
     return True
 
 
 @absorber("Gemm")
-def _gemm(names: Names, node: Node, scale: np.ndarray, shift: np.ndarray) -> bool:
+def _gemm(own: Parameters, node: Node, scale: np.ndarray, shift: np.ndarray) -> bool:
     arrays = _parameters(node, (1,) if node.input(2) is None else (1, 2))
     if arrays is None:
         return False
@@ -188,17 +201,17 @@ def _gemm(names: Names, node: Node, scale: np.ndarray, shift: np.ndarray) -> boo
     if bias.ndim == 2 and bias.shape[0] != 1:
         return False  # a row of its own for each sample
     scale, shift = np.broadcast_to(scale, features), np.broadcast_to(shift, features)
-    _set(names, node, 1, weight * (scale[:, None] if transposed else scale), "weight")
-    _set(names, node, 2, bias.reshape(-1) * scale + shift, "bias")
+    own.set(node, 1, weight * (scale[:, None] if transposed else scale), "weight")
+    own.set(node, 2, bias.reshape(-1) * scale + shift, "bias")
     node.attributes.pop("beta", None)
     return True
 
 
 @absorber("BatchNormalization")
-def _batchnorm(names: Names, node: Node, scale: np.ndarray, shift: np.ndarray) -> bool:
+def _batchnorm(own: Parameters, node: Node, scale: np.ndarray, shift: np.ndarray) -> bool:
     arrays = _parameters(node, (1, 2))
     if arrays is None or node.attribute("training_mode", 0) or len(node.outputs) != 1:
         return False
-    _set(names, node, 1, arrays[0] * scale, "scale")
-    _set(names, node, 2, arrays[1] * scale + shift, "shift")
+    own.set(node, 1, arrays[0] * scale, "scale")
+    own.set(node, 2, arrays[1] * scale + shift, "shift")
     return True
