@@ -135,7 +135,12 @@ def _chosen(passes: str | None, recipe: Path | None) -> Pipeline:
     try:
         lines = recipe.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SecateurError("E_FILE", "the recipe cannot be read", where=f"{recipe}: {error}") from None
+        raise SecateurError(
+            "E_FILE",
+            "the recipe cannot be read",
+            where=f"{recipe}: {getattr(error, 'strerror', None) or error}",
+            hint="give a text file with passes, one or more a line",
+        ) from None
     return Pipeline(",".join(line.split("#")[0].strip().rstrip(",") for line in lines if line.split("#")[0].strip()))
 
 

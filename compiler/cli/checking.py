@@ -56,7 +56,7 @@ def run_command(
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError) as error:
         raise SecateurError(
-            "E_FILE", "the input file cannot be read", where=f"{input}: {error}", hint="write it with numpy.savez"
+            "E_FILE", "the input is no .npz file", where=f"{input}: {str(error)[:60]}", hint="write it with numpy.savez"
         ) from None
     with load(artifact, threads=threads) as executable:
         results = executable.run(arrays)
@@ -89,10 +89,12 @@ def bench_command(
             threads=threads,
             seconds=seconds,
         )
-    rows = [["secateur", f"{result.ours_ms:.3f}", f"{result.ours_spread_ms:.3f}"]]
-    if result.theirs_ms is not None and result.ratio is not None:
-        rows.append(["onnxruntime", f"{result.theirs_ms:.3f}", f"{result.theirs_spread_ms:.3f}"])
-    screen.print(table(f"{artifact}, {threads} thread(s)", "", "median ms", "spread ms", rows=rows))
+    timings = [("secateur", result.ours), *([("onnxruntime", result.peer)] if result.peer is not None else [])]
+    rows = [
+        [name, f"{1e3 * t.median:.3f}", f"{1e3 * t.least:.3f}", f"{t.spread:.0%}", str(t.calls)] for name, t in timings
+    ]
+    screen.print(table(f"{artifact}, {threads} thread(s)", "", "median ms", "least ms", "spread", "calls", rows=rows))
+    screen.print(f"{result.gflops:.1f} GFLOP/s")
     if result.ratio is not None:
         screen.print(f"time over onnxruntime's: {result.ratio:.2f}")
-    screen.finish(asdict(result))
+    screen.finish(asdict(result) | {"ratio": result.ratio, "gflops": result.gflops})

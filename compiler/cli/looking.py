@@ -155,7 +155,10 @@ def _inspect_artifact(screen: Screen, path: Path) -> None:
         manifest = jsonlib.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SecateurError(
-            "E_ARTIFACT", "this directory is no artifact", where=f"{path}: {error}", hint="give the -o of a compile"
+            "E_ARTIFACT",
+            "this directory is no artifact",
+            where=f"{path}: {getattr(error, 'strerror', None) or error}",
+            hint="give the -o of a compile",
         ) from None
     files = [[name, size(f["bytes"]), f["sha256"][:12]] for name, f in sorted(manifest["files"].items())]
     screen.print(table(f"{path}: {manifest['target']['name']}", "file", "size", "sha256", rows=files))

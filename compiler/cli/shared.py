@@ -49,7 +49,7 @@ class Screen:
 
     def print(self, *items: Any) -> None:
         """Show text or tables to a person."""
-        self.console.print(*items)
+        self.console.print(*items, soft_wrap=all(isinstance(item, str) for item in items))
 
     def finish(self, result: dict[str, Any]) -> None:
         """Give the machine-readable result."""

@@ -9,11 +9,10 @@ import pytest
 
 from compiler.frontends import load
 from compiler.ir import SecateurError, graph_cost
-from compiler.ir.execute import execute, random_inputs
 from passes import Context, Pipeline, Prune, dependency_groups, parse_passes
 from passes.importance import Criterion, criterion, register_criterion, unit_scores
 from passes.structured.check import pruning_error
-from tests.models import LIGHT_MODELS, SMALL_LIGHT_MODELS, light_model
+from tests.models import SMALL_LIGHT_MODELS, light_model
 from tests.networks import network
 
 CHAIN = """(float[1,3,8,8] x, float[16,3,3,3] w1, float[16] s, float[16] b, float[16] m, float[16] v,
@@ -28,26 +27,15 @@ def pruned(graph, **options):
     return result, context.reports["prune"][0]
 
 
-@pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("name", SMALL_LIGHT_MODELS)
-def test_half_of_the_macs_of_light_networks(name: str, scope: str) -> None:
+def test_half_of_the_macs_of_light_networks_ranked_globally(name: str) -> None:
     graph = Pipeline("simplify")(load(light_model(name)))
-    result, report = pruned(graph, ratio=0.5, scope=scope)
+    result, report = pruned(graph, ratio=0.5, scope="global")
     assert abs(report.reached - 0.5) <= 0.01
     assert 1 - graph_cost(result).macs / graph_cost(graph).macs == pytest.approx(report.reached)
     groups, keep = report.selection
     error = pruning_error(groups, keep, result)
     assert error is not None and error <= 1e-5
-
-
-@pytest.mark.parametrize("name", sorted(set(LIGHT_MODELS) - set(SMALL_LIGHT_MODELS)))
-def test_half_of_the_macs_of_large_light_networks(name: str) -> None:
-    graph = Pipeline("simplify")(load(light_model(name)))
-    result, report = pruned(graph, ratio=0.5)
-    assert abs(report.reached - 0.5) <= 0.01
-    outputs = execute(result, random_inputs(result))
-    assert [v.shape for v in outputs.values()] == [(1, 1000)]
-    assert all(np.isfinite(v).all() for v in outputs.values())
 
 
 @pytest.mark.parametrize("metric", ["macs", "params"])

@@ -259,7 +259,8 @@ class TestEliminateIdentities:
         "Div(x, one)",
     )
     CONSTANTS = """float ratio = {0.5}, bool no = {0}, float[1] w = {1}, int64[2] shape = {2, 3},
-        int64[2] ones = {1, 1}, int64[4] zeros = {0, 0, 0, 0}, int64[2] none = {0, 0}, int64[2] far = {9223372036854775807, 2147483647},
+        int64[2] ones = {1, 1},
+        int64[4] zeros = {0, 0, 0, 0}, int64[2] none = {0, 0}, int64[2] far = {9223372036854775807, 2147483647},
         int64[2] extents = {2, 3}, float zero = {0}, float one = {1}"""
 
     @pytest.mark.parametrize("call", IDENTITIES)

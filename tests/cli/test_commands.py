@@ -1,0 +1,251 @@
+"""The `secateur` command as a user meets it: what it prints, its exit codes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from compiler.cli import main
+from tests.networks import network_proto
+
+SMALL = """(float[N,3,8,8] x, float[8,3,3,3] w1, float[8] s, float[8] b, float[8] m, float[8] v, float[12,8,1,1] w2,
+    float[5,12] h) => (float[N,5] y) { a = Conv<pads=[1,1,1,1]>(x, w1) n = BatchNormalization(a, s, b, m, v) r = Relu(n)
+    z = Conv(r, w2) p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }"""
+SHAPE = "--shape", "x=1x3x8x8"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(network_proto(SMALL), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact")
+    onnx.save(network_proto(SMALL), folder / "model.onnx")
+    run(["compile", str(folder / "model.onnx"), "-o", str(folder / "out"), *SHAPE, "--quiet"])
+    return folder / "out"
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return int(caught.value.code or 0)
+
+
+def run_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    assert run([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in ("compile", "prune", "groups", "inspect", "verify", "run", "bench", "demo", "doctor"):
+        assert name in text
+        assert run([name, "--help"]) == 0
+
+
+def test_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "compiler", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("secateur 0.")
+
+
+def test_compile_run_and_inspect(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    assert run(["run", str(artifact), "-i", str(tmp_path / "x.npz"), "-o", str(tmp_path / "y.npz")]) == 0
+    with np.load(tmp_path / "y.npz") as results:
+        assert results["y"].shape == (1, 5)
+    capsys.readouterr()
+    manifest = run_json(["inspect", str(artifact)], capsys)
+    assert {"model.so", "weights.bin", "module.py", "model.onnx"} == set(manifest["files"])
+
+
+def test_prune_writes_a_model_of_the_ratio_asked_for(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = model.with_name("smaller.onnx")
+    result = run_json(["prune", str(model), "-o", str(output), "--ratio", "0.4", "--min-channels", "2"], capsys)
+    assert abs(result["prune"][0]["reached"] - 0.4) <= 0.03
+    assert result["checks"][0]["difference"] <= 1e-5
+    inspected = run_json(["inspect", str(output)], capsys)
+    assert inspected["macs"] == result["cost"]["macs"]
+    assert inspected["inputs"] == [{"name": "x", "type": "float32[N,3,8,8]"}]
+
+
+def test_prune_shows_before_and_after(model: Path, capsys: pytest.CaptureFixture[str], golden) -> None:
+    assert run(["prune", str(model), "-o", str(model.with_name("smaller.onnx"))]) == 0
+    lines = capsys.readouterr().out.replace(str(model.parent), "DIR").splitlines()
+    golden("\n".join(line.rstrip() for line in lines if "verified" not in line), "cli/prune")
+
+
+def test_groups_are_shown_and_certified(model: Path, capsys: pytest.CaptureFixture[str], golden) -> None:
+    assert run(["groups", str(model), "--certify"]) == 0
+    text = capsys.readouterr().out
+    assert "certified" in text
+    golden("\n".join(line.rstrip() for line in text.splitlines() if "certified" not in line), "cli/groups")
+    result = run_json(["groups", str(model), "--certify"], capsys)
+    assert [g["units"] for g in result["groups"]] == [8, 12]
+    assert result["certificate"] <= 1e-5
+
+
+def test_verify_tells_models_apart(model: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(model), str(artifact), *SHAPE]) == 0
+    pruned = model.with_name("smaller.onnx")
+    assert run(["prune", str(model), "-o", str(pruned)]) == 0
+    assert run(["verify", str(model), str(pruned)]) == 1
+
+
+def test_bench_compares_in_one_run(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", str(artifact), "--against", "onnxruntime", "--seconds", "0.1"]
+    assert run_json(arguments, capsys)["ratio"] > 0
+    assert run(arguments) == 0
+    assert "time over onnxruntime's" in capsys.readouterr().out
+
+
+def test_recipe_is_the_textual_form(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = model.with_name("recipe.txt")
+    recipe.write_text("simplify  # first\n\nprune(ratio=0.3,\nmetric=params)\n".replace("0.3,\n", "0.3,"))
+    arguments = ["compile", str(model), "-o", str(model.with_name("out")), *SHAPE, "--recipe", str(recipe)]
+    assert run_json(arguments, capsys)["prune"][0]["metric"] == "params"
+
+
+def test_doctor_finds_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_json(["doctor"], capsys)["healthy"]
+
+
+def test_quiet_is_quiet(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prune", str(model), "-o", str(model.with_name("q.onnx")), "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_print_after_and_timings(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(model.with_name("p.onnx"))
+    assert run(["prune", str(model), "-o", output, "--print-after", "simplify", "--timings"]) == 0
+    captured = capsys.readouterr()
+    assert "// after simplify" in captured.err
+    assert "Timings" in captured.out
+
+
+def no_setup(model: Path) -> None:
+    """Nothing to prepare."""
+
+
+def occupy(model: Path) -> None:
+    model.with_name("out.onnx").write_text("mine")
+    model.with_name("out").mkdir()
+    model.with_name("out").joinpath("thesis.txt").write_text("mine too")
+
+
+# name -> (arguments, what to prepare); M is the model, D its folder
+ERRORS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "ratio_zero": ("prune M -o D/o.onnx --ratio 0", no_setup),
+    "ratio_one": ("prune M -o D/o.onnx --ratio 1", no_setup),
+    "ratio_negative": ("prune M -o D/o.onnx --ratio -0.5", no_setup),
+    "ratio_nan": ("prune M -o D/o.onnx --ratio nan", no_setup),
+    "ratio_impossible": ("prune M -o D/o.onnx --ratio 0.99 --min-channels 6", no_setup),
+    "pattern": ("prune M -o D/o.onnx --ignore w11", no_setup),
+    "criterion": ("prune M -o D/o.onnx --criterion l3", no_setup),
+    "metric": ("prune M -o D/o.onnx --metric latency", no_setup),
+    "output_exists": ("prune M -o D/out.onnx", occupy),
+    "output_directory_exists": ("compile M -o D/out --shape x=1x3x8x8", occupy),
+    "output_is_no_artifact": ("compile M -o D/out --shape x=1x3x8x8 --force", occupy),
+    "output_is_input": ("prune M -o M --force", no_setup),
+    "output_folder_missing": ("compile M -o D/no/such/out --shape x=1x3x8x8", no_setup),
+    "unbound_dimension": ("compile M -o D/o", no_setup),
+    "shape_syntax": ("compile M -o D/o --shape x:1", no_setup),
+    "shape_unknown_input": ("compile M -o D/o --shape y=1x2", no_setup),
+    "pass_unknown": ("compile M -o D/o --passes simplfy", no_setup),
+    "pass_option_unknown": ("compile M -o D/o --passes prune(ration=0.5)", no_setup),
+    "pass_option_value": ("compile M -o D/o --passes prune(ratio=half)", no_setup),
+    "pass_syntax": ("compile M -o D/o --passes prune(ratio=0.5", no_setup),
+    "target_unknown": ("compile M -o D/o --shape x=1x3x8x8 --target gameboy", no_setup),
+    "recipe_missing": ("compile M -o D/o --recipe D/none.txt", no_setup),
+    "not_an_artifact": ("inspect D", no_setup),
+    "bench_peer": ("bench D --against tensorrt", no_setup),
+    "run_no_artifact": ("run D -i M -o D/y.npz", no_setup),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str, model: Path, capsys: pytest.CaptureFixture[str], golden) -> None:
+    text, prepare = ERRORS[name]
+    prepare(model)
+    before = contents(model.parent)
+    arguments = [a.replace("M", str(model)) if a == "M" else a.replace("D", str(model.parent)) for a in text.split()]
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    golden(captured.err.replace(str(model.parent), "DIR"), f"errors/cli_{name}")
+    assert contents(model.parent) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+def test_errors_as_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prune", str(model), "-o", str(model), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "E_OUTPUT_IS_INPUT"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_output(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    locked = model.with_name("locked")
+    locked.mkdir(mode=0o500)
+    assert run(["prune", str(model), "-o", str(locked / "o.onnx")]) == 2
+    assert "E_OUTPUT" in capsys.readouterr().err
+
+
+def test_output_on_a_full_or_unwritable_device(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prune", str(model), "-o", "/proc/smaller.onnx"]) == 2
+    assert "E_OUTPUT" in capsys.readouterr().err
+
+
+def test_no_linker(model: Path, tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    hook = "import sys; sys.modules['ziglang'] = None\n"
+    (hidden / "sitecustomize.py").write_text(hook)
+    environment = {**os.environ, "PYTHONPATH": f"{hidden}{os.pathsep}{Path(__file__).parents[2]}", "PATH": ""}
+    command = [sys.executable, "-m", "compiler", "compile", str(model), "-o", str(tmp_path / "out"), *SHAPE]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "E_NO_LINKER" in done.stderr
+    assert "pip install ziglang" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hidden", "model.onnx"]
+
+
+def test_interrupted_compile_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import compiler.driver
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compiler.driver, "verify_artifact", interrupt)
+    before = contents(model.parent)
+    assert run(["compile", str(model), "-o", str(model.with_name("out")), *SHAPE]) != 0
+    assert contents(model.parent) == before
+
+
+def test_a_failed_check_exits_with_1(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import compiler.driver
+
+    monkeypatch.setattr(compiler.driver, "relative_difference", lambda a, b: 0.5)
+    before = contents(model.parent)
+    assert run(["compile", str(model), "-o", str(model.with_name("out")), *SHAPE]) == 1
+    assert "E_VERIFY" in capsys.readouterr().err
+    assert contents(model.parent) == before
