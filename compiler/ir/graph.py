@@ -196,13 +196,17 @@ class Graph:
         self.outputs = [new if v is old else v for v in self.outputs]
 
     def fresh_name(self, base: str) -> str:
-        """`base`, or `base_1`, `base_2`, … whichever no value carries yet."""
-        names = {v.name for v in self.values()}
+        """`base`, or `base_1`, `base_2`, … whichever no value carries yet, bodies included."""
+        names = self._names()
         name, count = base, 0
         while name in names:
             count += 1
             name = f"{base}_{count}"
         return name
+
+    def _names(self) -> set[str]:
+        names = {v.name for v in self.values()}
+        return names.union(*(body._names() for node in self.nodes for body in subgraphs(node)))
 
     def sort(self) -> None:
         """Order the nodes topologically, keeping the present order where it is free; refuse cycles."""

@@ -53,15 +53,20 @@ def infer_shapes(graph: Graph) -> None:
             value.dtype, value.shape = dtype, shape
         if before != [v.shape for v in node.outputs]:
             _infer_standard(graph)
+    symbols = {d for value in graph.inputs for d in value.shape or () if isinstance(d, str)}
     for value, shape in declared.items():
-        value.shape = _refine(value.shape, shape)
+        value.shape = _refine(value.shape, shape, symbols)
 
 
-def _refine(inferred: tuple[Dim, ...] | None, declared: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
-    """The inferred shape, with what only the declaration knows: extents, and names of symbolic ones."""
+def _refine(
+    inferred: tuple[Dim, ...] | None, declared: tuple[Dim, ...] | None, symbols: set[str]
+) -> tuple[Dim, ...] | None:
+    """The inferred shape; extents that are neither numbers nor symbols of inputs are as declared."""
     if inferred is None or declared is None or len(inferred) != len(declared):
         return declared if inferred is None else inferred
-    return tuple(i if isinstance(i, int) or d is None else d for i, d in zip(inferred, declared, strict=True))
+    return tuple(
+        i if isinstance(i, int) or i in symbols or d is None else d for i, d in zip(inferred, declared, strict=True)
+    )
 
 
 def _infer_standard(graph: Graph) -> None:
@@ -69,7 +74,7 @@ def _infer_standard(graph: Graph) -> None:
     for info in skeleton.graph.output:  # stale output shapes must not constrain inference
         info.type.tensor_type.ClearField("shape")
     try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True, data_prop=True)
+        inferred = _run_inference(skeleton)
     except onnx.shape_inference.InferenceError as error:
         raise SecateurError(
             "E_SHAPE",
@@ -78,6 +83,16 @@ def _infer_standard(graph: Graph) -> None:
             hint="check the model with onnx.checker; bind symbolic dimensions with --shape where they must agree",
         ) from None
     _adopt(graph, inferred.graph)
+
+
+def _run_inference(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        if "data propagation" not in str(error):
+            raise
+        # Integers that are no shapes may overflow, which only the propagation of values minds.
+        return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
 
 
 def _adopt(graph: Graph, proto: onnx.GraphProto) -> None:

@@ -180,5 +180,6 @@ def _combine(op: str, x: Dim, y: Dim) -> Dim:
     if not isinstance(x, int) or not isinstance(y, int):
         return None
     if op == "Div":  # towards zero, as ONNX divides integers
-        return None if y == 0 else int(math.copysign(abs(x) // abs(y), x * y))
-    return {"Add": x + y, "Sub": x - y, "Mul": x * y}[op]
+        return None if y == 0 else (abs(x) // abs(y)) * (1 if (x < 0) == (y < 0) else -1)
+    result = {"Add": x + y, "Sub": x - y, "Mul": x * y}[op]
+    return result if abs(result) < 2**31 else None  # no shape; it may wrap around

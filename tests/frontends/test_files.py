@@ -199,3 +199,15 @@ def test_sparse_tensor_that_claims_terabytes_is_refused() -> None:
 def test_errors_name_the_file(tmp_path: Path) -> None:
     onnx.save(parser.parse_model(RELU.replace("Relu", "Frobnicate")), tmp_path / "bad.onnx")
     assert refusal(tmp_path / "bad.onnx").where.startswith(str(tmp_path / "bad.onnx"))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path, golden: Golden) -> None:
+    data = parser.parse_model(RELU.replace("x)", "name)").replace("] x", "] name")).SerializeToString()
+    (tmp_path / "model.onnx").write_bytes(data.replace(b"name", b"\xff\xfe\xfd\xfc"))
+    golden(str(refusal(tmp_path / "model.onnx", tmp_path)), "errors/not_utf8")
+
+
+def test_unknown_element_type_is_refused() -> None:
+    model = parser.parse_model(RELU)
+    model.graph.input[0].type.tensor_type.elem_type = 1000
+    assert refusal(model).message == "the model is damaged: element type 1000 does not exist"

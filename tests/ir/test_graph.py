@@ -217,6 +217,12 @@ class TestShapes:
             infer_shapes(graph)
         assert caught.value.code == "E_SHAPE"
 
+    def test_an_inputs_symbol_wins_over_a_declared_name(self) -> None:
+        graph = chain()
+        graph.outputs[0].shape = (2, "Add_dim_1")
+        infer_shapes(graph)
+        assert graph.outputs[0].shape == (2, "n")
+
     def test_declared_outputs_keep_what_only_they_know(self) -> None:
         x, s, y = Value("x", np.float32, (6,)), Value("s", np.int64, (2,)), Value("y", np.float32, ("rows", 3))
         graph = Graph("g", [x, s], [y], [Node("Reshape", [x, s], [y])])

@@ -182,6 +182,14 @@ class TestFoldConstants:
         assert relative_difference(execute(result, inputs), execute(graph, inputs)) == 0
         assert result.nodes[-1].inputs[1].numpy().tolist() == [-1, 4]  # type: ignore[union-attr]
 
+    def test_integers_that_are_no_shapes_wrap_around(self) -> None:
+        graph = net(
+            "h = Mul(big, big) d = Div(minus, three) i = Add(h, d) y = Add(x, i)",
+            "int64[1] x => int64[1] y",
+            "int64[1] big = {4611686018427387904}, int64[1] minus = {-7}, int64[1] three = {3}",
+        )
+        assert ops(same(graph, Simplify()(graph))) == ["Add"]
+
     def test_random_operators_stay(self) -> None:
         graph = net("s = Constant<value_ints = [2, 3]>() r = RandomNormal<shape = [2, 3]>() y = Add(x, r)")
         assert ops(Simplify()(graph)) == ["RandomNormal", "Add"]

@@ -76,7 +76,7 @@ def check_fields(message: Message) -> None:
     for field, value in fields:
         items = value if field.is_repeated else (value,)
         if field.type == FieldDescriptor.TYPE_STRING and not all(isinstance(i, str) for i in items):
-            raise _damaged(f"a {field.name} is not UTF-8 text")
+            raise _damaged(f"a text (field {field.name!r}) is not UTF-8")
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for item in items:
                 check_fields(item)
