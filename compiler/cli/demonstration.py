@@ -72,14 +72,10 @@ def _rows(examples: Path, output: Path, seconds: float, context: Context) -> Ite
 
 
 def _measure(name: str, model: Path, artifact: Path, seconds: float) -> Row:
+    from backends import load
     from backends.benchmark import benchmark
 
-    from backends import load
-
-    # Latency and accuracy of the deployed form: batch 1, BatchNorm folded.
-    outcome = compile_outcome(
-        model, output=artifact, passes="simplify(batchnorm=true)", shapes={"input": (1, 1, 28, 28)}, overwrite=True
-    )
+    outcome = compile_outcome(model, output=artifact, shapes={"input": (1, 1, 28, 28)}, overwrite=True)
     cost = graph_cost(outcome.graph)
     timing = benchmark(artifact, against_onnx=artifact / "model.onnx", threads=1, seconds=seconds)
     assert timing.peer is not None

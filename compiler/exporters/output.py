@@ -34,7 +34,8 @@ def check_output(
         if _same_file(path, Path(source)):
             raise _refuse("E_OUTPUT_IS_INPUT", "the output would replace its own input", path, "write to another path")
     if path.exists() and not overwrite:
-        raise _refuse("E_OUTPUT_EXISTS", "the output exists already", path, "choose another path, or replace it: --force (in Python, overwrite=True)")
+        hint = "choose another path, or replace it: --force (in Python, overwrite=True)"
+        raise _refuse("E_OUTPUT_EXISTS", "the output exists already", path, hint)
     right_kind = path.is_dir() if directory else path.is_file()
     if not os.access(path.parent, os.W_OK) or (path.exists() and not right_kind):
         raise _refuse("E_OUTPUT", "the output cannot be written", path, "choose a folder that you may write to")

@@ -6,7 +6,7 @@ has one `@extent_rule` that writes the new number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -89,6 +89,6 @@ def extent_rule(*ops: str, domain: str = "") -> Callable[[ExtentRule], ExtentRul
     return register
 
 
-def constant_operand(like: Value, numbers: Iterable[int] | np.ndarray) -> Value:
+def constant_operand(like: Value, numbers: Sequence[int] | np.ndarray) -> Value:
     """A new constant that takes the place of `like`."""
-    return Value(like.name, data=np.asarray(list(numbers), like.dtype))
+    return Value(like.name, data=np.asarray(numbers, like.dtype))

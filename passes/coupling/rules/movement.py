@@ -288,15 +288,18 @@ def gather(c: Coupling, node: Node) -> None:
     x, index = node.inputs[0], node.inputs[1]
     assert x is not None and x.shape is not None and index is not None
     axis = int(node.attribute("axis", 0)) % len(x.shape)
-    extra = (index.rank or 0) - 1
-    if not index.is_constant or extra != 0 or not isinstance(x.shape[axis], int):
+    extra, extent = (index.rank or 0) - 1, x.shape[axis]
+    if not index.is_constant or extra > 0 or not isinstance(extent, int):
         c.pin_axis(x, axis, node, "Gather picks single positions of this axis")
         layout = c.decondition(x, axis)
         kept = [*layout[:axis], *[None] * (extra + 1), *layout[axis + 1 :]]
         c.set(node.outputs[0], [None if t is None else _widen(t, axis, extra) for t in kept])
         return
-    positions = index.numpy().astype(np.int64) % int(x.shape[axis] or 1)
-    c.set(node.outputs[0], take(c.layout(x), axis, positions))
+    layout = take(c.layout(x), axis, np.atleast_1d(index.numpy().astype(np.int64)) % extent)
+    if extra < 0:  # a scalar index drops the axis
+        c.pin(layout.pop(axis), node, "Gather picks a single position of this axis")
+        layout = [None if t is None else t.squeeze(axis) for t in layout]
+    c.set(node.outputs[0], layout)
 
 
 def _widen(labels: Labels, axis: int, extra: int) -> Labels:
@@ -431,5 +434,6 @@ def gather_extents(new: Node, old: Node, kept: Kept) -> None:
     if mask is None:
         return
     positions = index.numpy().astype(np.int64) % len(mask)
-    positions = positions[mask[positions]]
+    if positions.ndim:
+        positions = positions[mask[positions]]
     new.inputs[1] = constant_operand(index, np.cumsum(mask)[positions] - 1)
