@@ -77,10 +77,11 @@ Built = tuple[tvm.tirx.PrimFunc, Product, tuple[str, ...], int]
 
 
 def _declare(
-    e: Emitter, spec: ConvSpec, product: Product, workspace: int
+    e: Emitter, spec: ConvSpec, product: Product, workspace: int, target: Target
 ) -> tuple[Callable[[Expr, Array, Index, int, Index], Operands], Array, Array | None, tuple[str, ...]]:
     """Parameters, and operands of (image and group, matrix, its offset and row length, first pixel of y)."""
     pixels = spec.out_height * spec.out_width
+    streams = (spec.in_channels * spec.height * spec.width + spec.out_channels * pixels) * 4 > target.l2_bytes // 4
     x = e.param("x", spec.batch * spec.in_channels * spec.height * spec.width)
     w = e.param("w", spec.groups * product.packed_weights)
     bias = array_or_none(e, spec.epilogue.bias, "bias", spec.groups * product.packed_bias)
@@ -102,6 +103,8 @@ def _declare(
             bias=bias,
             bias_at=e.let(group * product.packed_bias),
             residual=residual,
+            x_streams=streams and matrix is x,
+            y_streams=streams,
         )
 
     return operands, x, scratch, e.roles
@@ -111,7 +114,7 @@ def _pointwise(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
     pixels = spec.height * spec.width
     product = Product(outputs, depth, pixels, target, spec.epilogue)
     e = Emitter(symbol, parallel)
-    operands, x, _, params = _declare(e, spec, product, 0)
+    operands, x, _, params = _declare(e, spec, product, 0, target)
     product.emit_blocks(
         e,
         spec.batch * spec.groups,
@@ -166,7 +169,7 @@ def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
     slots = -(-panels // share)
 
     e = Emitter(symbol, parallel)
-    operands, x, scratch, params = _declare(e, spec, product, slots * panel)
+    operands, x, scratch, params = _declare(e, spec, product, slots * panel, target)
     assert scratch is not None
 
     def start_row(block: Index) -> Index:

@@ -21,6 +21,9 @@ from backends.schedules.codegen import FLAT
 #: A scalar index: a Python number or an int32 expression.
 Index: TypeAlias = int | Expr
 
+#: Elements in a cache line.
+LINE = 16
+
 
 class Array:
     """A flat array of one element type behind a pointer."""
@@ -40,6 +43,12 @@ class Array:
     def store(self, index: Index, value: Expr, lanes: int = 1) -> None:
         """Write `lanes` consecutive elements from `index` on."""
         self._emitter.add(tirx.BufferStore(self.buffer, value, [_ramp(index, lanes)]))
+
+    def prefetch(self, index: Index, write: bool = False) -> None:
+        """Ask for the cache line of an element; it need not exist."""
+        where = tirx.address_of(self.load(index))
+        hint = tirx.call_llvm_intrin("void", "llvm.prefetch", where, _int(int(write)), _int(3), _int(1))
+        self._emitter.add(tirx.Evaluate(hint))
 
 
 class Registers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from backends.schedules.emit import Array, Emitter, Expr, Index, Registers, const, shuffle, splat
+from backends.schedules.emit import LINE, Array, Emitter, Expr, Index, Registers, const, shuffle, splat
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.rows import cover, power_of_two_below
 from backends.target import Target
@@ -104,7 +104,8 @@ class Operands:
     x: at x_at + k * x_step + p * x_pixel. w: `channels` floats per k from w_at on. y, residual: at
     y_at + c * y_channel + p * y_pixel. bias: per channel (or per pixel) from bias_at on. left: number of channels that
     exist, if not all may. A reduction cut in parts leaves its sums in y: one that `resumes` starts from them, only the
-    one that `ends` applies residual and activation.
+    one that `ends` applies residual and activation. x_streams, y_streams: the array is too large for the caches and is
+    prefetched: the next tile of x, this tile of y and of the residual.
     """
 
     x: Array
@@ -124,6 +125,8 @@ class Operands:
     bias_per_pixel: bool = False
     resumes: Expr | bool = False
     ends: Expr | bool = True
+    x_streams: bool = False
+    y_streams: bool = False
 
     def initial(self, channel: int, pixel: int, across: bool, width: int) -> Expr:
         """What a sum starts with: the bias of a vector of pixels, or (across) of channels."""
@@ -152,8 +155,17 @@ def microkernel(
     e.choose(o.resumes, lambda: _resume(e, tile, channels, o, sums, single, across), start)
 
     x_at, w_at = e.let(o.x_at), e.let(o.w_at)
+    if o.y_streams:
+        for c in range(channels):
+            for offset in range(0, tile.pixels, LINE):
+                o.y.prefetch(o.y_at + c * o.y_channel + offset, write=True)
+                if o.residual is not None:
+                    o.residual.prefetch(o.y_at + c * o.y_channel + offset)
     with e.loop(depth) as k:
         x_row, w_row = e.let(x_at + k * o.x_step), e.let(w_at + k * channels)
+        if o.x_streams:
+            for offset in range(0, tile.pixels, LINE):
+                o.x.prefetch(x_row + tile.pixels + offset)
         xs = [e.name(o.x.load(x_row + offset, width)) for offset, width in tile.vectors]
         for c in range(channels):
             for (_, width), acc, x in zip(tile.vectors, sums, xs, strict=True):
