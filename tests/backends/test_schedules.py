@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backends import target as target_module
 from backends.schedules import (
     ACTIVATIONS,
     ConvSpec,
@@ -439,3 +440,28 @@ def test_errors_say_what_is_wrong() -> None:
         conv2d(ConvSpec(1, 4, 8, 8, 4, (5, 5)), NATIVE, method="winograd")
     with pytest.raises(SecateurError, match="no schedule for activation 'swoosh'"):
         conv2d(ConvSpec(1, 4, 8, 8, 4, (1, 1), epilogue=Epilogue(activation="swoosh")), NATIVE)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "vector_bytes", "registers"),
+    [(set(), 64, 32), ({"avx512f", "avx512vl"}, 32, 16), ({"avx512f", "avx2", "fma"}, 16, 16)],
+)
+def test_native_never_promises_what_the_kernel_hides(
+    hidden: set[str], vector_bytes: int, registers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"sse4_2", *target_module._V3, *target_module._V4} - hidden
+    monkeypatch.setattr(target_module, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(target_module.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(target_module.llvm, "llvm_get_system_cpu", lambda: "znver4")
+    native = target_module._native.__wrapped__()
+    assert (native.vector_bytes, native.vector_registers) == (vector_bytes, registers)
+    assert (native.cpu == "znver4") == (not hidden)
+    assert native.to_tvm().kind.name == "llvm"
+
+
+def test_native_on_arm_is_neon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_module.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(target_module.llvm, "llvm_get_system_cpu", lambda: "neoverse-n1")
+    native = target_module._native.__wrapped__()
+    assert (native.triple, native.cpu, native.vector_bytes) == ("aarch64-linux-gnu", "neoverse-n1", 16)
+    assert native.lanes() == 4
