@@ -72,7 +72,11 @@ class Lowering:
     def constant(self, array: np.ndarray, name: str = "constant") -> Buffer:
         """Data known at compile time; equal data is kept once."""
         array = np.ascontiguousarray(array).reshape(np.shape(array))
-        key = (hashlib.sha256(array).hexdigest() if array.size else "", str(array.dtype), array.shape)
+        key = (
+            hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() if array.size else "",
+            str(array.dtype),
+            array.shape,
+        )
         if key not in self._constants:
             self._constants[key] = Buffer(name, array.dtype, array.shape, "constant", data=array)
         return self._constants[key]

@@ -94,7 +94,7 @@ def _constant(node: Node, lower: Lowering) -> None:
     output = node.outputs[0]
     shape = shape_of(output)
     if node.op == "EyeLike":
-        array = np.eye(*shape, k=node.attribute("k", 0), dtype=output.dtype)
+        array = np.eye(shape[0], shape[1], node.attribute("k", 0)).astype(output.dtype)
     else:
         fill = node.attribute("value", np.zeros(1, np.float32))
         array = np.full(shape, np.asarray(fill).reshape(()), output.dtype)

@@ -112,7 +112,17 @@ def _by_schedule(lower: Lowering, node: Node, direct: DirectMatMulSpec) -> bool:
     if side == "b" and batched[0] and not batched[1] and not transposed[0]:
         m, batch, batched = batch * m, 1, [False, False]
     spec = MatMulSpec(
-        batch, m, direct.k, direct.n, *transposed, side, *batched, direct.epilogue, "m" if _by_rows(direct) else "n"
+        batch,
+        m,
+        direct.k,
+        direct.n,
+        transpose_a=transposed[0],
+        transpose_b=transposed[1],
+        weight_side=side,
+        a_batched=batched[0],
+        b_batched=batched[1],
+        epilogue=direct.epilogue,
+        bias_axis="m" if _by_rows(direct) else "n",
     )
     kernel = matmul(spec, lower.target, lower.parallel)
     vector = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +48,7 @@ def chain(count: int) -> Program:
     buffers = [Buffer(f"b{i}", np.dtype("float32"), (1000,)) for i in range(count)]
     buffers[0].role, buffers[0].index = "input", 0
     buffers[-1].role, buffers[-1].index = "output", 0
-    steps = [Step("k", [a, b], (1,), in_place=(0,)) for a, b in zip(buffers, buffers[1:], strict=False)]
+    steps = [Step("k", [a, b], (1,), in_place=(0,)) for a, b in itertools.pairwise(buffers)]
     return Program("chain", [buffers[0]], [buffers[-1]], steps)
 
 
