@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,17 +50,23 @@ def demo_command(
     with screen.context() as context:
         rows = list(_rows(examples, output, seconds, context))
     _show(screen, rows)
-    pruned = output / "pruned.onnx"
+    command = "secateur" if shutil.which("secateur") else _short(Path(sys.argv[0]))
+    dense, pruned = _short(examples / DENSE), output / "pruned"
     screen.print(
         "\nTry next:\n"
-        f"  secateur groups {examples / DENSE} --certify\n"
-        f"  secateur prune {examples / DENSE} -o smaller.onnx --ratio 0.7\n"
-        f"  secateur compile {pruned} -o artifact --shape input=1x1x28x28\n"
-        f"  secateur bench {output / 'pruned'} --against onnxruntime\n"
-        f"  secateur inspect {output / 'pruned'}\n"
-        "  secateur compile YOUR_MODEL.onnx -o artifact",
+        f"  {command} groups {dense} --certify\n"
+        f"  {command} prune {dense} -o smaller.onnx --ratio 0.7\n"
+        f"  {command} compile smaller.onnx -o artifact --shape input=1x1x28x28\n"
+        f"  {command} bench {pruned} --against onnxruntime\n"
+        f"  {command} inspect {pruned}\n"
+        f"  {command} compile YOUR_MODEL.onnx -o your-artifact",
     )
     screen.finish({"models": [vars(r) for r in rows], "output": str(output)})
+
+
+def _short(path: Path) -> str:
+    """The path as a reader in the current folder would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _rows(examples: Path, output: Path, seconds: float, context: Context) -> Iterator[Row]:

@@ -124,6 +124,23 @@ def test_doctor_finds_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None
     assert run_json(["doctor"], capsys)["healthy"]
 
 
+def test_demo_measures_the_bundled_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_json(["demo", "-o", str(tmp_path / "demo"), "--seconds", "0.2"], capsys)
+    dense, pruned, tuned = result["models"]
+    assert dense["accuracy"] >= 0.92
+    assert tuned["accuracy"] >= dense["accuracy"] - 0.02
+    assert abs(pruned["macs"] / dense["macs"] - 0.5) <= 0.01
+    assert tuned["macs"] == pruned["macs"]
+    assert max(r["difference"] for r in result["models"]) <= 1e-4
+
+
+def test_demo_says_what_to_try_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", "-o", str(tmp_path / "demo"), "--seconds", "0.1"]) == 0
+    text = capsys.readouterr().out
+    assert "gained: 50" in text
+    assert "Try next:" in text
+
+
 def test_quiet_is_quiet(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["prune", str(model), "-o", str(model.with_name("q.onnx")), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
