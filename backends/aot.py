@@ -157,9 +157,9 @@ class Linker:
         self._command, self._environment = _find_linker(target)
 
     def start_support(self, folder: Path, entry: str) -> subprocess.Popen[bytes]:
-        """Compile the entry and the thread pool into `folder`/support.o in the background.
+        """Begin to compile the entry and the thread pool in `folder`, while LLVM is busy with the kernels.
 
-        The first use of zig on a machine builds its libc stubs here, while LLVM is busy with the kernels.
+        The result is thrown away; zig's cache keeps it, and the libc stubs that zig builds once per machine.
         """
         shutil.copy(RUNTIME / "parallel.h", folder / "parallel.h")
         shutil.copy(RUNTIME / "parallel.c", folder / "parallel.c")

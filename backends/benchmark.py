@@ -17,6 +17,8 @@ from compiler.ir.errors import SecateurError
 
 _CALLS_PER_ROUND = 5
 _WARM_UP = 3
+_PAUSE = 0.02
+"""Seconds before each round: the other's threads may go on spinning for a while after their work is done."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def _alternate(calls: list[Callable[[], object]], seconds: float) -> list[list[f
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or not times[0]:
         for call, record in zip(calls, times, strict=True):
+            time.sleep(_PAUSE)
+            call()
             for _ in range(_CALLS_PER_ROUND):
                 start = time.perf_counter()
                 call()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ STORAGE = {np.dtype(bool): "uint8"}
 SUPPORTED = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"}
 )
+_MOST_ELEMENTS = 2**31
 
 
 def storage_type(dtype: np.dtype) -> str:
@@ -61,6 +63,10 @@ class Lowering:
         for value in (*node.inputs, *node.outputs):
             if value is not None and value.name and (value.dtype is None or str(value.dtype) not in SUPPORTED):
                 raise no_lowering(node, f"{value.name!r} has element type {value.dtype}, which has no native lowering")
+            if value is not None and value.name and math.prod(_shape(value)) >= _MOST_ELEMENTS:
+                raise no_lowering(
+                    node, f"{value.name!r} has {math.prod(_shape(value))} elements; kernels count to 2**31"
+                )
 
     def buffer(self, value: Value | None) -> Buffer:
         """The buffer of a value that is already computed, or of a constant."""
