@@ -88,6 +88,7 @@ def prune_command(
     min_channels: Annotated[int, typer.Option(help="No group becomes narrower than this.")] = 1,
     ignore: Names = None,
     only: Names = None,
+    heads: Annotated[bool, typer.Option("--heads", help="Remove whole attention heads, not channels within.")] = False,
     seed: Annotated[int, typer.Option(help="For the random criterion.")] = 0,
     shape: Shapes = None,
     force: Force = False,
@@ -109,6 +110,7 @@ def prune_command(
         min_channels=min_channels,
         ignore=tuple(ignore or ()),
         only=tuple(only or ()),
+        heads=heads,
         seed=seed,
     )
     with screen.context(print_after) as context:

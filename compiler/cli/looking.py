@@ -21,6 +21,7 @@ def groups_command(
     model: Model,
     shape: Shapes = None,
     prove: Annotated[bool, typer.Option("--certify", help="Prove the groups by permuting them at random.")] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="Whole attention heads instead of channels within.")] = False,
     fixed: Annotated[bool, typer.Option("--fixed", help="List all that cannot move, and why.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -30,7 +31,7 @@ def groups_command(
     with screen.context() as context:
         graph = Pipeline("simplify").run(load(model, shapes=bind(shape)), context)
         context.progress("grouping", 0, 1)
-        groups = dependency_groups(graph)
+        groups = dependency_groups(graph, heads=heads)
         difference = certify(graph, groups) if prove else None
     screen.print(_tree(groups))
     reasons = Counter[str]()

@@ -18,7 +18,7 @@ import passes.coupling.rules  # noqa: F401  (registers the rules)
 from compiler.ir import Graph, Node, Value
 from passes.coupling.extents import UnitLayout
 from passes.coupling.partition import Partition
-from passes.coupling.solver import Coupling, Pin
+from passes.coupling.solver import Coupling, Pin, Place
 
 _MAX_SEARCH = 12
 
@@ -40,6 +40,7 @@ class Member:
 class Group:
     """A dependency group: a permutation symmetry of the network.
 
+    kind: what one unit is: channel, head-dim (a channel within attention heads), head, hidden unit, ….
     blocks: unit ids; the units of one block may be exchanged for each other. One step of pruning takes
     `step[b]` units of every block b, which keeps the constraint "balanced in len(blocks) blocks".
     members: the constants' axes that the group moves, in graph order.
@@ -114,25 +115,27 @@ class Groups(Sequence[Group]):
         return "\n".join(lines) + "\n"
 
 
-def dependency_groups(graph: Graph) -> Groups:
+def dependency_groups(graph: Graph, *, heads: bool = False) -> Groups:
     """Find the dependency groups of a graph whose shapes are inferred.
 
-    Operators without a coupling rule pin what they touch. Cost is linear in nodes and channels.
+    heads: let attention lose whole heads (with grouped queries, a key-value head with its query heads) instead of
+    channels within each head; the two are alternatives. Operators without a coupling rule pin what they touch.
+    Cost is linear in nodes and channels.
     """
-    choices: dict[Node, int] = {}
+    choices: dict[Place, int] = {}
     best: tuple[int, Coupling, _Classes] | None = None
     for _ in range(_MAX_SEARCH):
-        coupling = Coupling(graph, choices)
+        coupling = Coupling(graph, choices, coarse=heads)
         coupling.solve()
         classes = _Classes(coupling)
-        dead = [n for n, (labels, _) in coupling.splits.items() if not classes.alive(labels)]
+        dead = [place for place, (labels, _) in coupling.decisions.items() if not classes.alive(labels)]
         if best is None or len(dead) < best[0]:
             best = (len(dead), coupling, classes)
-        advancing = [n for n in dead if choices.get(n, 0) + 1 < coupling.splits[n][1]]
+        advancing = [place for place in dead if choices.get(place, 0) + 1 < coupling.decisions[place][1]]
         if not advancing:
             break
-        for node in advancing:
-            choices[node] = choices.get(node, 0) + 1
+        for place in advancing:
+            choices[place] = choices.get(place, 0) + 1
     assert best is not None
     return _collect(graph, best[1], best[2])
 
@@ -287,13 +290,30 @@ def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
                 cache[id(labels)] = units if (units >= 0).any() else None
             layouts[value].append(None if labels is None else cache[id(labels)])
     members_of, fixed = _members(graph, coupling, classes, layouts, np.array(group_of_unit, np.int64))
+    kinds = _kinds(coupling, unit_of, np.array(group_of_unit, np.int64))
     groups = [
-        Group(str(members_of[i][0]) if i in members_of else f"group{i}", "channel", b, s, tuple(members_of.get(i, ())))
+        Group(
+            name=str(members_of[i][0]) if i in members_of else f"group{i}",
+            kind=kinds.get(i, "channel"),
+            blocks=b,
+            step=s,
+            members=tuple(members_of.get(i, ())),
+        )
         for i, (b, (_, s)) in enumerate(zip(blocks, usable, strict=True))
     ]
     order = {c: i for i, c in enumerate(graph.constants())}
     groups.sort(key=lambda g: order[g.members[0].value] if g.members else len(order))
     return Groups(graph, tuple(_distinct(groups)), layouts, len(group_of_unit), tuple(fixed))
+
+
+def _kinds(coupling: Coupling, unit_of: np.ndarray, group_of: np.ndarray) -> dict[int, str]:
+    """What moves in each group that a rule marked; where rules disagree, the first mark counts."""
+    kinds: dict[int, str] = {}
+    for points, kind in coupling.kinds:
+        units = unit_of[coupling.partition.find(points)]
+        for group in np.unique(group_of[units[units >= 0]]).tolist():
+            kinds.setdefault(group, kind)
+    return kinds
 
 
 def _distinct(groups: list[Group]) -> Iterator[Group]:

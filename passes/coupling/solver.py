@@ -52,6 +52,9 @@ class Balance:
     node: Node
 
 
+Place = tuple[Node, str]
+"""Where a rule has a choice: the node, and which of its choices."""
+
 CouplingRule = Callable[["Coupling", Node], None]
 
 COUPLING_RULES: dict[tuple[str, str], CouplingRule] = {}
@@ -69,14 +72,19 @@ def coupling_rule(*ops: str, domain: str = "") -> Callable[[CouplingRule], Coupl
 
 
 class Coupling:
-    """The state of one solve, and what rules use to express couplings."""
+    """The state of one solve, and what rules use to express couplings.
 
-    def __init__(self, graph: Graph, choices: dict[Node, int] | None = None) -> None:
+    choices: which option to take where a rule has several. coarse: prefer the largest unit (whole heads).
+    """
+
+    def __init__(self, graph: Graph, choices: dict[Place, int] | None = None, coarse: bool = False) -> None:
         self.graph = graph
+        self.coarse = coarse
         self.partition = Partition()
         self.balances: list[Balance] = []
         self.pins: list[Pin] = []
-        self.splits: dict[Node, tuple[Labels, int]] = {}
+        self.decisions: dict[Place, tuple[Labels, int]] = {}
+        self.kinds: list[tuple[Points, str]] = []
         self._choices = choices or {}
         self._pinned: list[tuple[Points, int]] = []
         self._layouts: dict[Value, Layout] = {}
@@ -207,10 +215,16 @@ class Coupling:
                 if value in self._layouts:
                     self.pin_value(value, node, reason)
 
-    def choose(self, node: Node, labels: Labels, candidates: list[int]) -> int:
-        """Which of several axes the joint `labels` of a Reshape attach to; the search in `analyse` revises it."""
-        self.splits[node] = (labels, len(candidates))
-        return candidates[self._choices.get(node, 0) % len(candidates)]
+    def choose(self, place: Place, options: list[Labels]) -> int:
+        """The index of one of several labels that a Reshape may let live; `dependency_groups` searches for the best."""
+        index = self._choices.get(place, 0) % len(options)
+        self.decisions[place] = (options[index], len(options))
+        return index
+
+    def mark(self, labels: Points | None, kind: str) -> None:
+        """Say what moves (head, head-dim, …) where it is more than a channel; messages and reports use it."""
+        if labels is not None:
+            self.kinds.append((labels.ravel(), kind))
 
     # The result
 

@@ -60,7 +60,8 @@ class Prune(Pass):
     (global). normalize: scores of a group are divided by their mean or max, or not (none), before groups are
     compared. round_to: widths that change become multiples of this. min_channels: no group becomes narrower.
     ignore, only: name patterns (shell style) of groups, constants or nodes to spare, or to restrict pruning to.
-    seed: for criteria that draw random numbers.
+    heads: attention loses whole heads instead of channels within each head. seed: for criteria that draw
+    random numbers.
     """
 
     ratio: float = 0.5
@@ -72,6 +73,7 @@ class Prune(Pass):
     min_channels: int = 1
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    heads: bool = False
     seed: int = 0
     changes_function: ClassVar[bool] = True
 
@@ -93,7 +95,7 @@ class Prune(Pass):
     def run(self, graph: Graph, context: Context) -> Graph:
         chosen = criterion(self.criterion, self.seed)
         context.progress("grouping", 0, 3)
-        groups = dependency_groups(graph)
+        groups = dependency_groups(graph, heads=self.heads)
         context.progress("scoring", 1, 3)
         candidates = select_groups(groups, self.ignore, self.only)
         ladders = build_ladders(

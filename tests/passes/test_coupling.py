@@ -216,6 +216,20 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         z = MatMul(o2, wo) r = Add(z, e) y = MatMul(r, h) }""",
         ["w0[1]: 24", "wq[1]: 64 in 8 blocks"],  # all slices of the fused tensor stay equally deep
     ),
+    "attention, grouped queries": (
+        """(float[1,6,16] x, float[16,24] w0, float[24,32] wq, float[24,16] wk, float[24,16] wv, float[32,24] wo,
+        float[24,5] h) => (float[1,6,5] y) { e = MatMul(x, w0) q = MatMul(e, wq) k = MatMul(e, wk) v = MatMul(e, wv)
+        s = Constant<value_ints=[1,6,4,8]>() sk = Constant<value_ints=[1,6,2,8]>()
+        q1 = Reshape(q, s) k1 = Reshape(k, sk) v1 = Reshape(v, sk) q2 = Transpose<perm=[0,2,1,3]>(q1)
+        k2 = Transpose<perm=[0,2,1,3]>(k1) v2 = Transpose<perm=[0,2,1,3]>(v1) u = Constant<value_ints=[2]>()
+        k3 = Unsqueeze(k2, u) v3 = Unsqueeze(v2, u) ex = Constant<value_ints=[1,2,2,6,8]>()
+        k4 = Expand(k3, ex) v4 = Expand(v3, ex) sh = Constant<value_ints=[1,4,6,8]>()
+        k5 = Reshape(k4, sh) v5 = Reshape(v4, sh) kt = Transpose<perm=[0,1,3,2]>(k5)
+        a = MatMul(q2, kt) p = Softmax(a) o = MatMul(p, v5) o1 = Transpose<perm=[0,2,1,3]>(o)
+        s2 = Constant<value_ints=[1,6,32]>() o2 = Reshape(o1, s2) z = MatMul(o2, wo) r = Add(z, e)
+        y = MatMul(r, h) }""",
+        ["w0[1]: 24", "wq[1]: 16 in 2 blocks", "wv[1]: 16 in 2 blocks"],
+    ),
     "a single channel by a scalar index": (
         """(float[1,3,8,8] x, float[8,3,1,1] w1, float[4,8,1,1] w2, float[5,4] h) => (float[1,5] y) {
         a = Conv(x, w1) i = Constant<value_int=3>() b = Gather<axis=1>(a, i) u = Constant<value_ints=[1]>()
@@ -230,7 +244,14 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
     ),
 }
 
-MIXING = ("attention", "attention, fused", "decomposed layer normalisation", "group normalisation as reshape", "slice")
+MIXING = (
+    "attention",
+    "attention, fused",
+    "attention, grouped queries",
+    "decomposed layer normalisation",
+    "group normalisation as reshape",
+    "slice",
+)
 """Where a sum runs across a pruned axis, so that removal is not the same as silence."""
 
 
@@ -265,6 +286,20 @@ def test_pruned_pattern_is_exact(name: str, scope: str) -> None:
     assert {n: v.shape for n, v in execute(pruned, data).items()} == {
         n: v.shape for n, v in execute(graph, data).items()
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "ratio", "width"),
+    [("attention", 4, 0.21, 3 * 8), ("attention, fused", 4, 0.21, 3 * 8), ("attention, grouped queries", 2, 0.41, 16)],
+)
+def test_whole_heads(name: str, heads: int, ratio: float, width: int) -> None:
+    graph = network(PATTERNS[name][0])
+    groups = dependency_groups(graph, heads=True)
+    assert [(g.name, g.kind, g.units) for g in groups] == [("w0[1]", "channel", 24), ("wq[1]", "head", heads)]
+    assert certify(graph, groups) <= 1e-5
+    pruned = Prune(ratio=ratio, heads=True, ignore=("w0",), metric="params")(graph)
+    assert pruned.value("wo").shape == (width, 24)
+    assert execute(pruned, random_inputs(pruned))["y"].shape == (1, 6, 5)
 
 
 def test_reasons_name_the_node_that_pins() -> None:

@@ -40,6 +40,11 @@ def matmul(c: Coupling, node: Node) -> None:
         inner_b = inner_b.swapaxes(rank - 1, rank - 2)
     if inner_a is not None or inner_b is not None:
         c.tie(inner_a, inner_b, node)
+    if not a.is_constant and not b.is_constant:  # attention: what is contracted or batched belongs to heads
+        c.mark(inner_a, "head-dim")
+        c.mark(layout_b[rank - 1], "head-dim")
+        for axis in range(rank - 2):
+            c.mark(layout_a[axis], "head")
     out: Layout = []
     for axis in range(rank - 2):
         out.append(_batch(c, node, a, b, layout_a, layout_b, axis, rank))

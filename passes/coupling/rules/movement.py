@@ -8,7 +8,7 @@ import numpy as np
 
 from compiler.ir import Dim, Node, SecateurError, Value
 from passes.coupling.extents import Kept, constant_operand, extent_rule
-from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
+from passes.coupling.solver import Coupling, Labels, Layout, Place, coupling_rule
 
 
 @coupling_rule("Transpose")
@@ -90,27 +90,29 @@ def regroup(
     """The layout after a Reshape whose runs of axes are `segments`."""
     before = x.shape or ()
     out: Layout = [None] * len(after)
-    for left, right in segments:
-        labelled = [a for a in left if layout[a] is not None]
+    for number, segment in enumerate(segments):
+        left, right = segment
+        labelled = [t for a in left if (t := layout[a]) is not None]
         if not labelled:
             continue
-        for axis in labelled[:-1]:
-            c.pin(layout[axis], node, f"{node.op} merges this axis with another that moves")
-        joint = _move(layout[labelled[-1]], before, after, segments, (left, right))
+        alive = c.choose((node, f"merge {number}"), labelled) if len(labelled) > 1 else 0
+        for index, labels in enumerate(labelled):
+            if index != alive:
+                c.pin(labels, node, f"{node.op} merges this axis with another that moves")
+        joint = _move(labelled[alive], before, after, segments, segment)
         wide = [a for a in right if after[a] != 1]
         if len(wide) == 1:
             out[wide[0]] = joint
             continue
-        axis, joint = _attach(c, node, joint, wide)
+        axis, joint = _attach(c, (node, f"split {number}"), joint, wide)
         out[axis] = joint
     return out
 
 
 def _move(
-    labels: Labels | None, before: tuple[Dim, ...], after: tuple[Dim, ...], segments: list[Segment], own: Segment
+    labels: Labels, before: tuple[Dim, ...], after: tuple[Dim, ...], segments: list[Segment], own: Segment
 ) -> Labels:
     """Labels over the new axes: full over the runs that they depend on, 1 over the others."""
-    assert labels is not None
     full, shape = [1] * len(before), [1] * len(after)
     for left, right in segments:
         if (left, right) == own or any(labels.shape[a] > 1 for a in left):
@@ -125,8 +127,11 @@ def _move(
     return np.broadcast_to(labels, full).reshape(shape)
 
 
-def _attach(c: Coupling, node: Node, joint: Labels, wide: list[int]) -> tuple[int, Labels]:
-    """Which of the new axes a run's labels belong to: the one they vary along, else one to be searched for."""
+def _attach(c: Coupling, place: Place, joint: Labels, wide: list[int]) -> tuple[int, Labels]:
+    """Which of the new axes a run's labels belong to: the one they vary along, else one to be searched for.
+
+    The last axis is tried first (the channels within a head); with `coarse`, the first (whole heads).
+    """
     roots = c.partition.find(joint)
     for axis in wide:
         first = roots
@@ -138,7 +143,8 @@ def _attach(c: Coupling, node: Node, joint: Labels, wide: list[int]) -> tuple[in
                 if other != axis:
                     joint = joint.take([0], axis=other)
             return axis, joint
-    return c.choose(node, joint, wide[::-1]), joint
+    order = wide if c.coarse else wide[::-1]
+    return order[c.choose(place, [joint] * len(order))], joint
 
 
 def take(layout: Layout, axis: int, index: np.ndarray) -> Layout:
