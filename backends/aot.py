@@ -22,7 +22,7 @@ from backends.lowering.program import Buffer, Program, Step
 from backends.memory import MemoryPlan
 from backends.schedules.codegen import object_code
 from backends.target import Target
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 
 ABI_VERSION = 1
 """Version of the C interface below; the loader refuses any other."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from backends.runtime.loader import Executable, load
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 
 _CALLS_PER_ROUND = 5
 _WARM_UP = 3

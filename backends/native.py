@@ -23,8 +23,8 @@ from backends.memory import MemoryPlan, plan
 from backends.runtime.loader import FORMAT_VERSION, read_manifest
 from backends.target import Target
 from backends.target import target as named_target
+from compiler.errors import SecateurError
 from compiler.exporters.onnx import save_onnx
-from compiler.ir.errors import SecateurError
 from compiler.ir.graph import Graph
 from compiler.version import __version__
 

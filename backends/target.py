@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 from tvm.target import codegen as llvm
 
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from backends.lowering.rules import INTERNAL
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 from compiler.ir.graph import Dim, Graph, Node, Value, subgraphs
 from compiler.ir.proto import node_proto, tensor_proto, value_info
 from compiler.ir.shapes import infer_shapes

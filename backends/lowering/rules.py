@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 from compiler.ir.graph import Node
 
 if TYPE_CHECKING:

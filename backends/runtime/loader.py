@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import SecateurError
+
 FORMAT_VERSION = 1
 """Version of the artifact's layout that this loader reads."""
 ABI_VERSION = 1
@@ -51,7 +53,7 @@ class Executable:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         if threads < 1:
-            raise _error("E_INPUT", f"threads must be at least 1, not {threads}")
+            raise SecateurError("E_INPUT", f"threads must be at least 1, not {threads}")
         self.path = path
         self.threads = threads
         self.manifest = read_manifest(path)
@@ -66,7 +68,7 @@ class Executable:
         self._running = 0
         self._pool = self._library.secateur_pool_create(threads) if threads > 1 else None
         if threads > 1 and not self._pool:
-            raise _error("E_THREADS", f"the system refused to start {threads} threads", hint="use fewer threads")
+            raise SecateurError("E_THREADS", f"the system refused to start {threads} threads", hint="use fewer threads")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name for inputs by name. Names, element types and shapes must match `self.inputs`.
@@ -98,7 +100,7 @@ class Executable:
         """Stop the threads and release the memory. Closing twice does nothing; E_CLOSED while a run is in progress."""
         with self._lock:
             if self._running:
-                raise _error("E_CLOSED", "close() was called while another thread is inside run()")
+                raise SecateurError("E_CLOSED", "close() was called while another thread is inside run()")
             if self._pool:
                 self._library.secateur_pool_destroy(self._pool)
                 self._pool = None
@@ -126,22 +128,22 @@ class Executable:
         unknown, missing = sorted(set(inputs) - wanted), sorted(wanted - set(inputs))
         if unknown or missing:
             problem = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
-            raise _error("E_INPUT", problem, hint=f"the inputs are: {', '.join(map(_describe, self.inputs))}")
+            raise SecateurError("E_INPUT", problem, hint=f"the inputs are: {', '.join(map(_describe, self.inputs))}")
         arrays = []
         for info in self.inputs:
             array = inputs[info.name]
             if not isinstance(array, np.ndarray):
-                raise _error(
+                raise SecateurError(
                     "E_INPUT", f"input {info.name!r} is a {type(array).__name__}, not a numpy array", hint="np.asarray"
                 )
             if array.dtype != info.dtype:
-                raise _error(
+                raise SecateurError(
                     "E_INPUT",
                     f"input {info.name!r} has element type {array.dtype}, not {info.dtype}",
                     hint=f"convert it: {info.name}.astype(np.{info.dtype})",
                 )
             if array.shape != info.shape:
-                raise _error(
+                raise SecateurError(
                     "E_INPUT",
                     f"input {info.name!r} has shape {list(array.shape)}, not {list(info.shape)}",
                     hint="shapes are fixed when the model is compiled; compile again with --shape for another one",
@@ -158,14 +160,14 @@ class Executable:
         with self._turn if self._pool else nullcontext():
             status = self._library.secateur_run_steps(*arguments)
         if status:
-            raise _error("E_RUN", f"the model failed with status {status}", where=str(self.path))
+            raise SecateurError("E_RUN", f"the model failed with status {status}", where=str(self.path))
 
     @contextmanager
     def _arena(self) -> Iterator[np.ndarray]:
         """Scratch memory for one run; each run in progress has its own."""
         with self._lock:
             if self._weights is None:
-                raise _error("E_CLOSED", "the executable is closed", hint="load the artifact again")
+                raise SecateurError("E_CLOSED", "the executable is closed", hint="load the artifact again")
             self._running += 1
             arena = self._arenas.pop() if self._arenas else None
         try:
@@ -190,14 +192,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text())
         version = manifest["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _error(
+        raise SecateurError(
             "E_ARTIFACT",
             f"{str(path)!r} is not a compiled artifact: {type(error).__name__} while reading its manifest.json",
             where=str(path),
             hint="give the directory that `secateur compile … -o DIR` wrote",
         ) from None
     if version != FORMAT_VERSION:
-        raise _error(
+        raise SecateurError(
             "E_FORMAT",
             f"the artifact has format version {version}; this loader reads {FORMAT_VERSION}",
             where=str(path),
@@ -206,7 +208,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
-            raise _error(
+            raise SecateurError(
                 "E_ARTIFACT",
                 f"{name} is {'not the file' if file.is_file() else 'missing'} that the manifest names",
                 where=str(file),
@@ -232,7 +234,7 @@ def _require_machine(target: Mapping[str, Any], path: Path) -> None:
         if flag not in flags:
             problem = f"for processors with {flag}, which this one lacks"
     if problem:
-        raise _error(
+        raise SecateurError(
             "E_TARGET",
             f"the artifact was compiled {problem}",
             where=str(path),
@@ -263,14 +265,14 @@ def _library(path: Path, content: str) -> ctypes.CDLL:
         library = ctypes.CDLL(_distinct_name(path, content), mode=ctypes.RTLD_LOCAL)
         version = library.secateur_abi_version()
     except (OSError, AttributeError) as error:
-        raise _error(
+        raise SecateurError(
             "E_TARGET",
             f"the compiled code cannot be loaded here: {error}",
             where=str(path),
             hint="compile for this machine with --target native",
         ) from None
     if version != ABI_VERSION:
-        raise _error(
+        raise SecateurError(
             "E_FORMAT", f"the library has interface version {version}; this loader calls {ABI_VERSION}", where=str(path)
         )
     pointer = ctypes.c_void_p
@@ -293,10 +295,3 @@ def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
 
 def _describe(info: TensorInfo) -> str:
     return f"{info.name} {info.dtype}{list(info.shape)}"
-
-
-def _error(code: str, message: str, *, where: str = "", hint: str = "") -> Exception:
-    """A SecateurError; imported only now, because the compiler's packages need more than numpy."""
-    from compiler.ir.errors import SecateurError
-
-    return SecateurError(code, message, where=where, hint=hint)

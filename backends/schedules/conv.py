@@ -24,7 +24,7 @@ from backends.schedules.product import GRAINS, Product, array_or_none, divide
 from backends.schedules.specs import ConvSpec
 from backends.schedules.winograd import applies, winograd
 from backends.target import Target
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 
 #: Kernels wider than this are gathered element by element.
 _WIDEST_UNROLLED = 11

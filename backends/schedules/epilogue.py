@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from backends.schedules.emit import Expr, const, lanes_of, shared, splat
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from backends.schedules.rows import cover, load_part
 from backends.schedules.specs import PoolSpec
 from backends.schedules.windows import Windows
 from backends.target import Target
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 
 _LOWEST = -float(np.finfo(np.float32).max)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from backends.schedules.epilogue import Epilogue
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The intermediate representation: the ground that every other package stands on."""
 
+from compiler.errors import CheckFailed, SecateurError
 from compiler.ir.constant import ArrayConstant, Constant, MappedConstant
 from compiler.ir.cost import Cost, cost_rule, graph_cost, node_cost, node_macs
-from compiler.ir.errors import CheckFailed, SecateurError
 from compiler.ir.graph import MIN_OPSET, Dim, Graph, Node, Origin, Value, subgraphs
 from compiler.ir.shapes import infer_shapes, shape_rule
 from compiler.ir.text import format_graph, format_type

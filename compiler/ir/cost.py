@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 from compiler.ir.graph import Graph, Node, Value, subgraphs
 
 Shape = tuple[int, ...]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 from compiler.ir.graph import Graph
 from compiler.ir.proto import model_proto
 

@@ -14,8 +14,8 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
+from compiler.errors import SecateurError
 from compiler.ir.constant import ArrayConstant, Constant
-from compiler.ir.errors import SecateurError
 
 Dim = int | str | None
 """One extent of a shape: a number, the name of a symbolic dimension, or None when unknown."""

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 from compiler.ir.graph import Dim, Graph, Node, Value
 from compiler.ir.proto import model_proto
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx
 
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 from compiler.ir.graph import Graph, Node, Value, subgraphs
 
 Fail = Callable[[str, str], SecateurError]

@@ -36,7 +36,7 @@ from backends.schedules import (
     tanh,
 )
 from backends.target import Target, target, target_names
-from compiler.ir.errors import SecateurError
+from compiler.errors import SecateurError
 from tests.backends.schedules_harness import Library
 
 NATIVE = Target.native()

@@ -15,8 +15,8 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
+from compiler.errors import SecateurError
 from compiler.frontends.onnx import load_onnx
-from compiler.ir.errors import SecateurError
 from tests.backends.inprocess import Case, compile_case, execute, link
 
 TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL}
