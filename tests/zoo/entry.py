@@ -1,0 +1,102 @@
+"""What an entry of the zoo states, and how a torch module becomes the ONNX model that is tested."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pkgutil
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import onnx
+import torch
+from torch import nn
+
+import tests.zoo
+
+OPSET = 18
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network.
+
+    build: makes the model. expected: the groups derived by hand, each as "width" or "width in k blocks", in any order;
+    None where a derivation by hand is not to be trusted. ratio: the share of parameters that is pruned, lower
+    than a half only where the architecture's fixed share forbids it. explain: why more than a fifth of the
+    parameters cannot be pruned. fault: what our engine does wrong here; the entry is then expected to fail.
+    """
+
+    build: Callable[[], onnx.ModelProto]
+    expected: tuple[str, ...] | None
+    ratio: float = 0.5
+    explain: str = ""
+    fault: str = ""
+
+
+def ids(*shape: int) -> torch.Tensor:
+    """An example input of token or category numbers."""
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+def exported(
+    module: Callable[[], nn.Module], *inputs: tuple[int, ...] | torch.Tensor, opset: int = OPSET
+) -> Callable[[], onnx.ModelProto]:
+    """How to build the ONNX model of a module. A tuple is the shape of a floating-point input.
+
+    The exporter is TorchScript's, which keeps BatchNorm as one node without folding it.
+    """
+
+    def build() -> onnx.ModelProto:
+        torch.set_num_threads(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(repr(inputs).encode()))
+            net = module().eval()
+            _tell_channels_apart(net)
+            arguments = tuple(torch.randn(i) if isinstance(i, tuple) else i for i in inputs)
+            return _export(net, arguments, opset)
+
+    return build
+
+
+def _tell_channels_apart(net: nn.Module) -> None:
+    """Give every vector (scales, biases, statistics) values of its own, else a permutation of it would not show."""
+    with torch.no_grad():
+        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+            if not tensor.is_floating_point() or tensor.dim() != 1 or len(tensor) == 0:
+                continue
+            leaf = name.rsplit(".", 1)[-1]
+            if leaf in ("weight", "running_var", "scale", "gamma"):
+                tensor.uniform_(0.5, 1.5)
+            elif leaf in ("running_mean",) or leaf.startswith("bias") or leaf == "beta":
+                tensor.normal_(0, 0.1)
+
+
+def _export(net: nn.Module, arguments: tuple[torch.Tensor, ...], opset: int) -> onnx.ModelProto:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net,
+            arguments,
+            file,
+            dynamo=False,
+            training=torch.onnx.TrainingMode.EVAL,
+            do_constant_folding=False,
+            opset_version=opset,
+            input_names=[f"x{i}" for i in range(len(arguments))],
+        )
+    return onnx.load_from_string(file.getvalue())
+
+
+@cache
+def zoo() -> dict[str, Entry]:
+    """Every network, as "family.name"."""
+    found = {}
+    for info in pkgutil.iter_modules(tests.zoo.__path__):
+        networks = getattr(importlib.import_module(f"tests.zoo.{info.name}"), "NETWORKS", {})
+        found.update({f"{info.name}.{name}": entry for name, entry in networks.items()})
+    return found
