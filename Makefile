@@ -48,6 +48,7 @@ format: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_models
+	$(BIN)/python -m tests.benchmarks.bench_road
 
 conformance: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) tests/conformance
