@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -43,45 +47,68 @@ Segment = tuple[list[int], list[int]]
 def align(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[Segment] | None:
     """The finest cut of two shapes into runs of axes with equal products; None when that cannot be known.
 
-    Equal symbolic extents match from either end; what lies between must be numbers, or one run.
+    Extents may be symbols; one unknown extent of the result is what the others leave over.
     """
-    head = 0
-    while head < min(len(before), len(after)) and _equal(before[head], after[head]):
-        head += 1
-    tail = 0
-    while tail < min(len(before), len(after)) - head and _equal(before[-1 - tail], after[-1 - tail]):
-        tail += 1
-    segments: list[Segment] = [([a], [a]) for a in range(head)]
-    i, j = head, head
-    end_i, end_j = len(before) - tail, len(after) - tail
-    if any(d == 0 for d in (*before, *after)):
+    left = [_Extent.of(d) for d in before]
+    right = [_Extent.of(d) for d in after]
+    known = {symbol for extent in left for symbol in extent.symbols}
+    unknown = [j for j, extent in enumerate(right) if not set(extent.symbols) <= known]
+    if len(unknown) == 1:
+        rest = _product([extent for j, extent in enumerate(right) if j != unknown[0]])
+        quotient = _product(left).divided_by(rest)
+        if quotient is None:
+            return None
+        right[unknown[0]] = quotient
+    whole = _product(left)
+    if len(unknown) > 1 or whole.number == 0 or whole != _product(right):
         return None
-    while i < end_i or j < end_j:
-        left: list[int] = []
-        right: list[int] = []
-        product_left = product_right = 1
-        while True:
-            if product_left == product_right and (left or right):
-                break
-            if (product_left <= product_right and i < end_i) or j >= end_j:
-                if i >= end_i or not isinstance(before[i], int):
-                    return None
-                product_left *= int(before[i])  # type: ignore[arg-type]
-                left.append(i)
+    return list(_runs(left, right))
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """A product of a number and symbols."""
+
+    number: int
+    symbols: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, dim: Dim) -> _Extent:
+        return cls(dim) if isinstance(dim, int) else cls(1, (dim or "?",))
+
+    def times(self, other: _Extent) -> _Extent:
+        return _Extent(self.number * other.number, tuple(sorted(self.symbols + other.symbols)))
+
+    def divided_by(self, other: _Extent) -> _Extent | None:
+        rest = Counter(self.symbols)
+        rest.subtract(other.symbols)
+        if other.number == 0 or self.number % other.number or min(rest.values(), default=0) < 0:
+            return None
+        return _Extent(self.number // other.number, tuple(sorted(rest.elements())))
+
+
+def _product(extents: Sequence[_Extent]) -> _Extent:
+    return reduce(_Extent.times, extents, _Extent(1))
+
+
+def _runs(left: list[_Extent], right: list[_Extent]) -> Iterator[Segment]:
+    """Cut two factorisations of one product into the shortest runs that agree."""
+    i = j = 0
+    while i < len(left) or j < len(right):
+        run: Segment = ([], [])
+        a = b = _Extent(1)
+        while not (run[0] or run[1]) or a != b:
+            # The side whose product divides the other's goes on; of two that do not, the shorter.
+            behind = b.divided_by(a) is not None or (a.divided_by(b) is None and len(run[0]) < len(run[1]))
+            if i < len(left) and (j >= len(right) or behind):
+                a = a.times(left[i])
+                run[0].append(i)
                 i += 1
             else:
-                if not isinstance(after[j], int):
-                    return None
-                product_right *= int(after[j])  # type: ignore[arg-type]
-                right.append(j)
+                b = b.times(right[j])
+                run[1].append(j)
                 j += 1
-        segments.append((left, right))
-    segments += [([len(before) - k], [len(after) - k]) for k in range(tail, 0, -1)]
-    return segments
-
-
-def _equal(a: Dim, b: Dim) -> bool:
-    return a is not None and a == b
+        yield run
 
 
 def regroup(

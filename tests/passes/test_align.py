@@ -1,0 +1,50 @@
+"""Aligning the axes of a Reshape: runs with equal products, numbers and symbols alike."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passes.coupling.rules.movement import align
+
+CASES = [
+    ((1, 8, 4, 4), (1, 2, 4, 4, 4), [([0], []), ([1], [0, 1, 2]), ([2], [3]), ([3], [4])]),
+    (("B", 2, 2, "S", 8), ("B", 4, "unknown", 8), [([0], [0]), ([1, 2], [1]), ([3], [2]), ([4], [3])]),
+    (("B", "S", 4, 8), ("unknown", 32), [([0, 1], [0]), ([2, 3], [1])]),
+    (("B", "S", 32), ("B", "S", 4, 8), [([0], [0]), ([1], [1]), ([2], [2, 3])]),
+    ((6, 4), (4, 6), [([0, 1], [0, 1])]),
+    (("N", 8, 2, 2), ("N", 32), [([0], [0]), ([1, 2, 3], [1])]),
+    (("N", None), ("N", 5), None),
+    (("N", 3), ("M", "K"), None),
+    ((2, 0), (0,), None),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "runs"), CASES)
+def test_cases(before, after, runs) -> None:
+    assert align(before, after) == runs
+
+
+@given(st.lists(st.integers(1, 4), max_size=6), st.randoms(use_true_random=False))
+def test_runs_partition_both_shapes_and_agree(factors: list[int], random) -> None:
+    def merged() -> tuple[int, ...]:
+        shape = [1]
+        for factor in factors:
+            if random.random() < 0.5:
+                shape.append(factor)
+            else:
+                shape[-1] *= factor
+        return tuple(shape)
+
+    before, after = merged(), merged()
+    runs = align(before, after)
+    assert runs is not None
+    assert [a for left, _ in runs for a in left] == list(range(len(before)))
+    assert [a for _, right in runs for a in right] == list(range(len(after)))
+    for left, right in runs:
+        assert math.prod(before[a] for a in left) == math.prod(after[a] for a in right)
+    assert np.zeros(before).reshape(after).shape == after
