@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Cost:
-    """macs: multiply-accumulates. params: elements of floating-point constants. bytes_moved: read plus written."""
+    """macs: multiply-accumulates. params: elements of float and 8-bit constants. bytes_moved: read plus written."""
 
     macs: int = 0
     params: int = 0
@@ -72,8 +72,11 @@ def node_macs(node: Node, shapes: Mapping[Value, Shape] | None = None, symbol: i
 
 
 def is_parameter(value: Value) -> bool:
-    """True for the constants that count as parameters: floating point, more than a scalar."""
-    return value.data is not None and value.data.dtype.kind in "fVc" and len(value.data.shape) > 0
+    """True for the constants that count as parameters: floating point or 8-bit, more than a scalar."""
+    if value.data is None or not value.data.shape:
+        return False
+    dtype = value.data.dtype
+    return dtype.kind in "fVc" or (dtype.kind in "iu" and dtype.itemsize == 1)
 
 
 def graph_cost(graph: Graph, symbol: int = 1) -> Cost:
@@ -126,8 +129,57 @@ def _gemm(node: Node, inputs: list[Shape | None], outputs: list[Shape]) -> int:
     return math.prod(outputs[0]) * (a[0] if node.attribute("transA", 0) else a[1])
 
 
-@cost_rule("MatMul", "MatMulInteger")
+@cost_rule("MatMul", "MatMulInteger", "QLinearMatMul")
 def _matmul(node: Node, inputs: list[Shape | None], outputs: list[Shape]) -> int:
     a = inputs[0]
     assert a is not None
     return math.prod(outputs[0]) * a[-1]
+
+
+@cost_rule("CausalConvWithState")
+def _causal_conv(node: Node, inputs: list[Shape | None], outputs: list[Shape]) -> int:
+    weight = inputs[1]
+    assert weight is not None
+    return math.prod(outputs[0]) * weight[-1]
+
+
+@cost_rule("LSTM", "GRU", "RNN")
+def _recurrent(node: Node, inputs: list[Shape | None], outputs: list[Shape]) -> int:
+    """Every step of every direction multiplies by W and by R."""
+    x, w, r = inputs[:3]
+    assert x is not None and w is not None and r is not None
+    return x[0] * x[1] * (math.prod(w) + math.prod(r))
+
+
+@cost_rule("Attention")
+def _attention(node: Node, inputs: list[Shape | None], outputs: list[Shape]) -> int:
+    """Queries times keys, and scores times values; masked positions count."""
+    q, k, v, past = inputs[0], inputs[1], inputs[2], inputs[4] if len(inputs) > 4 else None
+    assert q is not None and k is not None and v is not None
+    positions = k[-2] + (past[-2] if past is not None else 0)
+    return positions * (math.prod(q) + math.prod(outputs[0]))
+
+
+@cost_rule("LinearAttention")
+def _linear_attention(node: Node, inputs: list[Shape | None], outputs: list[Shape]) -> int:
+    """Each position adds k v' to the state and reads it with q; the delta rule reads it with k as well."""
+    k, v = inputs[1], inputs[2]
+    assert k is not None and v is not None
+    heads = int(node.attribute("kv_num_heads"))
+    writes = 2 if "delta" in node.attribute("update_rule", "gated_delta") else 1
+    return writes * math.prod(k) * (v[2] // heads) + math.prod(outputs[0]) * (k[2] // heads)
+
+
+@cost_rule("Einsum")
+def _einsum(node: Node, inputs: list[Shape | None], outputs: list[Shape]) -> int:
+    """The product of all letters' extents for each product after the first operand."""
+    terms = str(node.attribute("equation")).replace(" ", "").partition("->")[0].split(",")
+    extents: dict[str, int] = {}
+    for term, shape in zip(terms, inputs, strict=True):
+        assert shape is not None
+        head, dots, tail = term.partition("...")
+        extra = len(shape) - len(head) - len(tail)
+        letters = [*head, *(f"-{k}" for k in range(extra, 0, -1)), *tail] if dots else list(term)
+        for letter, extent in zip(letters, shape, strict=True):
+            extents[letter] = max(extents.get(letter, 1), extent)
+    return math.prod(extents.values()) * (len(terms) - 1)

@@ -88,9 +88,55 @@ def unit_scores(groups: Groups, chosen: Criterion) -> np.ndarray:
     return np.where(scored, chosen.finish(totals), np.nan)
 
 
+_WEIGHTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "DeformConv", "CausalConvWithState"), (1,)),
+    **dict.fromkeys(("Gemm", "MatMul", "MatMulInteger"), (0, 1)),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2)),
+    **{"QLinearConv": (3,), "QLinearMatMul": (0, 3), "DequantizeLinear": (0,), "Einsum": tuple(range(8))},
+}
+"""Which operands are multiplied with the data. A constant of several axes that is dequantised is taken for a weight."""
+
+_SCALES = {"DequantizeLinear": {0: (1, 2)}, "QLinearConv": {3: (4, 5)}, "QLinearMatMul": {0: (1, 2), 3: (4, 5)}}
+"""Where a quantised operand's scale and zero point are."""
+
+
 def is_weight(constant: Value, uses: list[tuple[Node, int]]) -> bool:
-    """True for the multiplied weights of convolutions and matrix products, which magnitude criteria compare."""
+    """True for the weights of convolutions, recurrences and matrix products, which magnitude criteria compare.
+
+    Weights may be stored as integers.
+    """
     assert constant.data is not None
-    return constant.data.dtype.kind in "fV" and any(
-        (n.op in ("Conv", "ConvTranspose") and i == 1) or (n.op in ("Gemm", "MatMul") and i in (0, 1)) for n, i in uses
+    if constant.data.dtype.kind not in "fViu":
+        return False
+    return any(
+        i in _WEIGHTS.get(n.op, ()) and (n.op != "DequantizeLinear" or (constant.rank or 0) > 1) for n, i in uses
     )
+
+
+def weight_values(constant: Value, uses: list[tuple[Node, int]]) -> np.ndarray | None:
+    """A weight in float32, dequantised where it is stored as integers; None for what is no weight."""
+    if not is_weight(constant, uses):
+        return None
+    values = np.asarray(constant.numpy(), np.float32)
+    for node, index in uses:
+        places = _SCALES.get(node.op, {}).get(index)
+        if places is None:
+            continue
+        scale, zero = (node.input(i) for i in places)
+        if scale is None or not scale.is_constant or (zero is not None and not zero.is_constant):
+            continue
+        axis = {"QLinearConv": 0, "QLinearMatMul": -2 if index == 0 else -1}.get(node.op, node.attribute("axis", 1))
+        block = int(node.attribute("block_size", 0))
+        if zero is not None:
+            values = values - _spread(np.asarray(zero.numpy(), np.float32), values.shape, axis, block)
+        return values * _spread(np.asarray(scale.numpy(), np.float32), values.shape, axis, block)
+    return values
+
+
+def _spread(parameter: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> np.ndarray:
+    """A scale or zero point against its tensor: one in all, one a position of `axis`, or one a block of them."""
+    if parameter.size == 1:
+        return parameter.reshape(())
+    if parameter.ndim == 1:
+        return parameter.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
+    return parameter.repeat(block, axis).take(range(shape[axis]), axis) if block else parameter

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.ir import Node, Value
-from passes.importance.criterion import Criterion, is_weight, register_criterion
+from passes.importance.criterion import Criterion, register_criterion, weight_values
 
 
 @register_criterion("l1")
@@ -17,7 +17,8 @@ class L1(Criterion):
     """Sum of |w| over the group's weights."""
 
     def score(self, constant: Value, uses: list[tuple[Node, int]]) -> np.ndarray | None:
-        return np.abs(np.asarray(constant.numpy(), np.float32)) if is_weight(constant, uses) else None
+        values = weight_values(constant, uses)
+        return None if values is None else np.abs(values)
 
 
 @register_criterion("l2")
@@ -25,7 +26,8 @@ class L2(Criterion):
     """Square root of the sum of w^2 over the group's weights."""
 
     def score(self, constant: Value, uses: list[tuple[Node, int]]) -> np.ndarray | None:
-        return np.square(np.asarray(constant.numpy(), np.float32)) if is_weight(constant, uses) else None
+        values = weight_values(constant, uses)
+        return None if values is None else np.square(values)
 
     def finish(self, totals: np.ndarray) -> np.ndarray:
         return np.sqrt(totals)

@@ -14,35 +14,70 @@ import numpy as np
 from compiler.ir import ArrayConstant, Graph, Node, Value
 from compiler.ir.execute import execute, random_inputs, relative_difference
 from passes.coupling.groups import Groups
+from passes.coupling.rules.linear import einsum_terms
+from passes.coupling.rules.recurrent import GATES
 
 _MIXING = {
     *("Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization", "GroupNormalization"),
-    *("LpNormalization", "InstanceNormalization", "LRN"),
+    *("LpNormalization", "InstanceNormalization", "LRN", "MeanVarianceNormalization", "DynamicQuantizeLinear"),
 }
+
+_ZERO_POINTS = {
+    **{"ConvInteger": {1: 3}, "MatMulInteger": {0: 2, 1: 3}, "QLinearConv": {3: 5}, "QLinearMatMul": {0: 2, 3: 5}},
+    "DequantizeLinear": {0: 2},
+}
+"""Operator -> operand -> where its zero point is, without which an integer of 0 is no zero."""
 
 
 def contractions(node: Node) -> Iterator[tuple[Value, int, Value, int]]:
-    """The (data, axis, weight, axis) over which a node with a constant operand sums products."""
-    x, weight = node.input(0), node.input(1)
+    """The (data, axis, constant, axis) over which a node sums products. The constant may be stored as integers."""
+    x = node.input(0)
+    index = 3 if node.op.startswith("QLinear") else 1
+    weight = node.input(index)
     if x is None or weight is None:
         return
-    if node.op == "Conv" and not (x.shape and x.shape[1] == node.attribute("group", 1) != 1):
-        yield x, 1, weight, 1
-    elif node.op == "ConvTranspose" and not (x.shape and x.shape[1] == node.attribute("group", 1) != 1):
-        yield x, 1, weight, 0
+    if node.op in ("Conv", "ConvInteger", "QLinearConv", "DeformConv", "ConvTranspose"):
+        stored = _stored(node, index)
+        if stored is not None and not (x.shape and x.shape[1] == node.attribute("group", 1) != 1):
+            yield x, 1, stored, 0 if node.op == "ConvTranspose" else 1
     elif node.op == "Gemm":
-        pair = (x, 0 if node.attribute("transA", 0) else 1), (weight, 1 if node.attribute("transB", 0) else 0)
-        yield from _with_constant(*pair)
-    elif node.op == "MatMul":
-        pair = (x, (x.rank or 1) - 1), (weight, max(0, (weight.rank or 0) - 2))
-        yield from _with_constant(*pair)
+        yield from _pair(
+            node, 0, 1 if not node.attribute("transA", 0) else 0, 1, int(bool(node.attribute("transB", 0)))
+        )
+    elif node.op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
+        yield from _pair(node, 0, (x.rank or 1) - 1, index, max(0, (weight.rank or 0) - 2))
+    elif node.op == "Einsum" and len(node.inputs) == 2:
+        first, second, result = einsum_terms(node) or ([], [], [])
+        for letter in first:
+            if letter in second and letter not in result:
+                yield from _pair(node, 0, first.index(letter), 1, second.index(letter))
+    elif node.op in GATES:
+        recurrence = node.inputs[2]
+        if weight.is_constant and recurrence is not None and recurrence.is_constant:
+            yield x, 2, weight, 2
+            y = node.outputs[0]  # what R multiplies, one step later
+            yield y, (y.rank or 1) - 1, recurrence, 2
 
 
-def _with_constant(a: tuple[Value, int], b: tuple[Value, int]) -> Iterator[tuple[Value, int, Value, int]]:
-    if b[0].is_constant:
-        yield (*a, *b)
-    elif a[0].is_constant:
-        yield (*b, *a)
+def _pair(node: Node, a: int, axis_a: int, b: int, axis_b: int) -> Iterator[tuple[Value, int, Value, int]]:
+    """The operands at indices a and b, summed over these axes, as data and constant."""
+    for (data, axis), (index, constant_axis) in (((a, axis_a), (b, axis_b)), ((b, axis_b), (a, axis_a))):
+        constant, value = _stored(node, index), node.inputs[data]
+        if constant is not None and value is not None:
+            yield value, axis, constant, constant_axis
+            return
+
+
+def _stored(node: Node, index: int) -> Value | None:
+    """The constant that an operand is, or is dequantised from, if what it stores as 0 is 0."""
+    value = node.inputs[index]
+    place = _ZERO_POINTS.get(node.op, {}).get(index)
+    zero = None if place is None else node.input(place)
+    if value is None or (zero is not None and not (zero.is_constant and not np.any(zero.numpy()))):
+        return None
+    if value.producer is not None and value.producer.op == "DequantizeLinear":
+        return _stored(value.producer, 0)
+    return value if value.is_constant else None
 
 
 def silence(groups: Groups, keep: np.ndarray) -> Graph | None:
@@ -84,7 +119,9 @@ def _mixes(node: Node, groups: Groups, flags: np.ndarray, silenced: set[tuple[Va
                 and _own_axis(node, axis, len(layout))
             ):
                 return True
-            if node.op not in ("Shape", "Size", "Split", "Slice", "Gather") and not gone <= outputs:
+            if node.op in ("Attention", "LinearAttention") and axis == len(layout) - 1 and value in node.inputs[:2]:
+                return True
+            if node.op not in ("Shape", "Size", "Split", "Slice", "Gather", "Compress") and not gone <= outputs:
                 return True
     return False
 
@@ -95,6 +132,8 @@ def _own_axis(node: Node, axis: int, rank: int) -> bool:
         return axis == first
     if node.op in ("LayerNormalization", "RMSNormalization"):
         return axis >= first
+    if node.op == "MeanVarianceNormalization":
+        return axis in {int(a) % rank for a in node.attribute("axes", (0, 2, 3))}
     return True
 
 

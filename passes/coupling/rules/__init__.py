@@ -1,5 +1,31 @@
 """Coupling rules, one module an operator family; importing this package registers them all."""
 
-from passes.coupling.rules import convolution, elementwise, linear, movement, normalization, reduction
+from passes.coupling.rules import (
+    attention,
+    convolution,
+    elementwise,
+    linear,
+    movement,
+    normalization,
+    quantized,
+    recurrent,
+    reduction,
+    refused,
+    selection,
+    spatial,
+)
 
-__all__ = ["convolution", "elementwise", "linear", "movement", "normalization", "reduction"]
+__all__ = [
+    "attention",
+    "convolution",
+    "elementwise",
+    "linear",
+    "movement",
+    "normalization",
+    "quantized",
+    "recurrent",
+    "reduction",
+    "refused",
+    "selection",
+    "spatial",
+]

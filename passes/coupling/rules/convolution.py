@@ -17,7 +17,7 @@ def fix_space(c: Coupling, x: Value, node: Node) -> None:
 
 
 def _operands(node: Node) -> tuple[Value, Value]:
-    x, weight = node.inputs[0], node.inputs[1]
+    x, weight = node.inputs[0], node.inputs[3 if node.op == "QLinearConv" else 1]
     assert x is not None and weight is not None
     return x, weight
 
@@ -25,7 +25,11 @@ def _operands(node: Node) -> tuple[Value, Value]:
 @coupling_rule("Conv")
 def conv(c: Coupling, node: Node) -> None:
     """W[Cout, Cin/g, ...]: input channels meet axis 1, output channels come from axis 0."""
-    x, weight = _operands(node)
+    convolve(c, node, *_operands(node), [node.input(2)])
+
+
+def convolve(c: Coupling, node: Node, x: Value, weight: Value, per_output: list[Value | None]) -> None:
+    """The couplings of a convolution. per_output: operands of one element an output channel, or of one in all."""
     fix_space(c, x, node)
     for axis in range(2, weight.rank or 0):
         c.define(weight, axis, None, node)
@@ -36,7 +40,7 @@ def conv(c: Coupling, node: Node) -> None:
         out = c.plain(weight, 0)
     else:
         out = _grouped(c, node, weight, channels, groups, out_axis=0, in_axis=1)
-    _finish(c, node, x, out)
+    _finish(c, node, x, out, per_output)
 
 
 @coupling_rule("ConvTranspose")
@@ -54,13 +58,14 @@ def conv_transpose(c: Coupling, node: Node) -> None:
     else:
         c.set_plain(weight, 0, channels, node)
         out = _grouped_transpose(c, node, weight, channels, groups)
-    _finish(c, node, x, out)
+    _finish(c, node, x, out, [node.input(2)])
 
 
-def _finish(c: Coupling, node: Node, x: Value, out: np.ndarray | None) -> None:
-    bias, y = node.input(2), node.outputs[0]
-    if bias is not None:
-        c.set_plain(bias, 0, out, node)
+def _finish(c: Coupling, node: Node, x: Value, out: np.ndarray | None, per_output: list[Value | None]) -> None:
+    y = node.outputs[0]
+    for value in per_output:
+        if value is not None and value.rank:
+            c.set_plain(value, 0, out, node)
     rank = y.rank or 0
     batch = c.axis(x, 0)
     layout = [batch, None if out is None else out.reshape([-1 if a == 1 else 1 for a in range(rank)])]
@@ -125,12 +130,34 @@ def _grouped_transpose(
     return own
 
 
+@coupling_rule("CausalConvWithState")
+def causal_conv(c: Coupling, node: Node) -> None:
+    """A depthwise convolution of x[N, C, L] with W[C, 1, k] whose state [N, C, k-1] goes before x."""
+    x, weight = _operands(node)
+    past = node.input(3)
+    for value in (x, past):
+        if value is not None:
+            fix_space(c, value, node)
+    c.define(weight, 2, None, node)
+    samples, channels = c.plain(x, 0), c.plain(x, 1)
+    for value, axis in ((weight, 0), (node.input(2), 0), (past, 1)):
+        if value is not None:
+            c.set_plain(value, axis, channels, node)
+    if past is not None:
+        c.set_plain(past, 0, samples, node)
+    for value in node.outputs:
+        c.set(value, [*c.layout(x)[:2], None])
+
+
 @coupling_rule("MaxPool", "AveragePool", "LpPool")
 def pool(c: Coupling, node: Node) -> None:
-    """Batch and channels pass; space is fixed."""
+    """Batch and channels pass; space is fixed. Places are counted through the channels: only MaxUnpool may read them."""
     x = node.inputs[0]
     assert x is not None
     fix_space(c, x, node)
+    places = [user.op for v in node.outputs[1:] for user, _ in c.graph.consumers().get(v, [])]
+    if any(op != "MaxUnpool" for op in places):
+        c.pin_axis(x, 1, node, "MaxPool counts places through the channels")
     layout = c.layout(x)
     for value in node.outputs:
         c.set(value, [*layout[:2], *[None] * (len(layout) - 2)])
@@ -147,7 +174,7 @@ def global_pool(c: Coupling, node: Node) -> None:
     c.set(node.outputs[0], [*layout[:2], *[None] * (len(layout) - 2)])
 
 
-@extent_rule("Conv", "ConvTranspose")
+@extent_rule("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv")
 def group_extents(new: Node, old: Node, kept: Kept) -> None:
     """Where a group is one input channel, groups go with their channels; otherwise their number stays."""
     x, _ = _operands(old)

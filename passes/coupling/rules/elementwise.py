@@ -12,11 +12,12 @@ UNARY = (
     *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos"),
     *("Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf"),
     *("IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid"),
-    *("Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
+    *("Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "BitCast"),
 )
 NARY = (
     *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual"),
-    *("Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor"),
+    *("Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "SwiGLU"),
+    *("Where", "Xor"),
 )
 
 
@@ -49,6 +50,14 @@ def broadcast(c: Coupling, node: Node, operands: list[Value], rank: int) -> Layo
 def _why(value: Value, operands: list[Value]) -> str:
     others = ", ".join(repr(v.name) for v in operands if v is not value)
     return f"{value.name!r} meets {others}, one of which is fixed"
+
+
+@coupling_rule("CastLike")
+def cast_like(c: Coupling, node: Node) -> None:
+    """Of the second operand only the type is read."""
+    x = node.inputs[0]
+    assert x is not None
+    c.set(node.outputs[0], c.layout(x))
 
 
 @coupling_rule("Softmax", "LogSoftmax", "Hardmax")

@@ -22,11 +22,37 @@ def gemm(c: Coupling, node: Node) -> None:
         c.set(y, broadcast(c, node, [y, bias], 2))
 
 
-@coupling_rule("MatMul")
+@coupling_rule("MatMul", "MatMulInteger")
 def matmul(c: Coupling, node: Node) -> None:
     """[..., M, K] x [..., K, N]; either side may be a vector. Labels conditional on batch axes stay so."""
-    a, b, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    a, b = node.inputs[0], node.inputs[1]
     assert a is not None and b is not None
+    product(c, node, a, b)
+    for side, value, axis in ((a, node.input(2), -2), (b, node.input(3), -1)):
+        if value is not None:
+            per_line(c, node, side, value, axis)
+
+
+def per_line(c: Coupling, node: Node, side: Value, value: Value, axis: int) -> None:
+    """A scale or zero point of a matrix operand: one in all, or one a row (axis -2) or a column (axis -1)."""
+    rank = side.rank or 0
+    if not value.rank or rank < 2:
+        return
+    if value.rank == 1:
+        c.set_plain(value, 0, c.plain(side, rank + axis) if value.shape != (1,) else None, node)
+        return
+    if value.rank != rank:
+        c.pin_value(value, node, "its axes are not those of the matrix")
+        c.pin_value(side, node, "its scale has other axes")
+        return
+    for own in range(rank):
+        passes = own - rank in (axis, *range(-rank, -2))
+        c.define(value, own, c.axis(side, own) if passes else None, node)
+
+
+def product(c: Coupling, node: Node, a: Value, b: Value) -> None:
+    """The couplings of a matrix product of two operands, which the node's first result holds."""
+    y = node.outputs[0]
     rank = max(a.rank or 0, b.rank or 0, 2)
     if a.rank == 0 or b.rank == 0:
         c.refuse(node, "MatMul of a scalar")
@@ -54,6 +80,62 @@ def matmul(c: Coupling, node: Node) -> None:
         out.append(layout_b[rank - 1])
     out = [None if t is None else _squeeze(t, a.rank or 0, b.rank or 0, rank) for t in out]
     c.set(y, out)
+
+
+@coupling_rule("Einsum")
+def einsum(c: Coupling, node: Node) -> None:
+    """Each letter is an axis: operands that have it meet there, and letters that the result lacks are summed over."""
+    operands = [v for v in node.inputs if v is not None]
+    terms = einsum_terms(node)
+    if terms is None:
+        c.refuse(node, "Einsum that takes a diagonal")
+        return
+    *reads, result = terms
+    letters = list(dict.fromkeys(letter for term in reads for letter in term))
+    known: dict[str, Labels | None] = {}
+    for value, term in zip(operands, reads, strict=True):
+        for axis, letter in enumerate(term):
+            if letter not in result:
+                c.decondition(value, axis)
+    for value, term in zip(operands, reads, strict=True):
+        order = [term.index(letter) for letter in letters if letter in term]
+        for letter, labels in zip(term, c.layout(value), strict=True):
+            if value.shape is not None and value.shape[term.index(letter)] == 1:
+                continue
+            if labels is not None:
+                extents = iter(labels.transpose(order).shape)
+                labels = labels.transpose(order).reshape([next(extents) if a in term else 1 for a in letters])
+            known[letter] = c.tie(known[letter], labels, node) if letter in known else labels
+    order = [letters.index(letter) for letter in result]
+    gone = tuple(range(len(result), len(letters)))
+    order += [i for i, letter in enumerate(letters) if letter not in result]
+    layout = [known.get(letter) for letter in result]
+    c.set(node.outputs[0], [None if t is None else t.transpose(order).squeeze(gone) for t in layout])
+
+
+def einsum_terms(node: Node) -> list[list[str]] | None:
+    """The axes' letters of every operand and of the result; None when an operand repeats one.
+
+    The axes of an ellipsis are called "-1", "-2" … from the right, since they broadcast.
+    """
+    equation = str(node.attribute("equation")).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    named = [term.replace("...", "") for term in left.split(",")]
+    if not arrow:
+        joined = "".join(named)
+        right = "..." * ("..." in left) + "".join(sorted(a for a in set(joined) if joined.count(a) == 1))
+    terms, widest = [], 0
+    for value, term, plain in zip(node.inputs, left.split(","), named, strict=True):
+        extra = ((value.rank if value is not None else None) or 0) - len(plain)
+        widest = max(widest, extra)
+        terms.append(_letters(term, extra))
+    terms.append(_letters(right, widest))
+    return None if any(len(set(term)) != len(term) for term in terms) else terms
+
+
+def _letters(term: str, extra: int) -> list[str]:
+    head, dots, tail = term.partition("...")
+    return [*head, *([str(-k) for k in range(extra, 0, -1)] if dots else []), *tail]
 
 
 def _as_matrix(c: Coupling, value: Value, rank: int, vector_axis: int, contracted: int) -> Layout:

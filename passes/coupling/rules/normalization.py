@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from compiler.ir import Node
+from passes.coupling.extents import Kept, extent_rule
 from passes.coupling.rules.elementwise import broadcast
 from passes.coupling.solver import Coupling, coupling_rule
 
@@ -32,6 +35,41 @@ def instance_normalization(c: Coupling, node: Node) -> None:
     for parameter in node.inputs[1:3]:
         if parameter is not None:
             c.set_plain(parameter, 0, channels, node)
+    c.set(node.outputs[0], c.layout(x))
+
+
+@coupling_rule("GroupNormalization")
+def group_normalization(c: Coupling, node: Node) -> None:
+    """Statistics over space and over each of `num_groups` runs of channels, which stay equally wide."""
+    x = node.inputs[0]
+    assert x is not None
+    channels = c.plain(x, 1)
+    c.decondition(x, 1)
+    for parameter in node.inputs[1:3]:
+        if parameter is not None:
+            c.set_plain(parameter, 0, channels, node)
+    groups = int(node.attribute("num_groups"))
+    if channels is not None and groups < len(channels):
+        c.balance(channels, np.arange(len(channels)) // (len(channels) // groups), node)
+    c.set(node.outputs[0], c.layout(x))
+
+
+@extent_rule("GroupNormalization")
+def group_normalization_extents(new: Node, old: Node, kept: Kept) -> None:
+    """Where a group is one channel, groups go with their channels; otherwise their number stays."""
+    x = old.inputs[0]
+    assert x is not None and x.shape is not None
+    if x.shape[1] == old.attribute("num_groups") and kept.touches(x):
+        new.attributes["num_groups"] = kept.count(x, 1)
+
+
+@coupling_rule("MeanVarianceNormalization")
+def mean_variance_normalization(c: Coupling, node: Node) -> None:
+    """Statistics over the axes named, whose positions they do not tell apart."""
+    x = node.inputs[0]
+    assert x is not None
+    for axis in node.attribute("axes", (0, 2, 3)):
+        c.decondition(x, int(axis) % max(1, x.rank or 1))
     c.set(node.outputs[0], c.layout(x))
 
 

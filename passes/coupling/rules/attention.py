@@ -1,0 +1,250 @@
+"""Attention operators: the dims of queries meet those of keys, the dims of values pass to the result.
+
+Both forms are seen as [batch, heads, positions, dims]. In the packed form the dims move within their head,
+equally many in each; in the 4-D form the heads move too, where the axis of heads has labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.ir import Node, Value
+from passes.coupling.extents import Kept, extent_rule
+from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
+
+_ROW, _HEAD, _POSITION, _DIM = range(4)
+
+
+@dataclass
+class _Heads:
+    """An operand of `count` heads as [batch, heads, positions, dims]; only the dims are conditional, on the head."""
+
+    value: Value
+    count: int
+    layout: Layout
+
+
+def _open(c: Coupling, node: Node, value: Value, heads: int | None) -> _Heads | None:
+    """The operand's labels per head; None when its extents are not known."""
+    shape = value.shape or ()
+    if value.rank == 4:
+        count = shape[_HEAD]
+        if not isinstance(count, int):
+            return None
+        for axis in (_ROW, _POSITION):
+            c.decondition(value, axis)
+        layout = [_along(c, value, axis, axis) for axis in (_ROW, _HEAD, _POSITION)]
+        return _Heads(value, count, [*layout, c.decondition(value, _DIM)[_DIM]])
+    if value.rank != 3 or not heads or not isinstance(shape[2], int) or shape[2] % heads:
+        return None
+    rows, positions, flat = _along(c, value, 0, _ROW), _along(c, value, 1, _POSITION), c.plain(value, 2)
+    dims = None
+    if flat is not None and len(flat) == heads:
+        c.pin(flat, node, "each head has a single dim")
+    elif flat is not None:
+        dims = flat.reshape(1, heads, 1, -1)
+        c.balance(flat, np.arange(len(flat)) // dims.shape[_DIM], node)
+    return _Heads(value, heads, [rows, None, positions, dims])
+
+
+def _along(c: Coupling, value: Value, axis: int, place: int, rank: int = 4) -> Labels | None:
+    points = c.plain(value, axis)
+    return None if points is None else points.reshape([-1 if a == place else 1 for a in range(rank)])
+
+
+def _tie(c: Coupling, node: Node, a: _Heads, b: _Heads, axes: Sequence[int]) -> None:
+    """Unite axes of two operands, of which `b` may have fewer heads, each read by a run of `a`'s."""
+    for axis in axes:
+        if axis == _HEAD and b.count == 1:  # all heads of `a` read the only one
+            continue
+        a.layout[axis] = c.tie(a.layout[axis], _spread(b.layout[axis], a.count), node)
+
+
+def _spread(labels: Labels | None, heads: int) -> Labels | None:
+    """Labels of key or value heads, each repeated for the query heads that read it."""
+    if labels is None or labels.shape[_HEAD] == 1:
+        return labels
+    return labels.repeat(heads // labels.shape[_HEAD], axis=_HEAD)
+
+
+def _pin_axes(c: Coupling, node: Node, axes: Sequence[int], sides: Sequence[_Heads], why: str) -> None:
+    for side in sides:
+        for axis in axes:
+            c.pin(side.layout[axis], node, why)
+            side.layout[axis] = None
+
+
+def _result(y: Value, layout: Layout, heads: int) -> Layout:
+    """The labels of a result in its own form."""
+    if y.rank == 4:
+        return layout
+    rows, _, positions, dims = layout
+    return [
+        None if rows is None else rows.reshape(-1, 1, 1),
+        None if positions is None else positions.reshape(1, -1, 1),
+        None if dims is None else np.broadcast_to(dims, (1, heads, 1, dims.shape[_DIM])).reshape(1, 1, -1),
+    ]
+
+
+@coupling_rule("Attention")
+def attention(c: Coupling, node: Node) -> None:
+    """Softmax over positions of q k', then a product with v; several query heads may share a key and value head."""
+    sides = _operands(c, node)
+    if sides is None:
+        c.refuse(node, "Attention whose numbers of heads are not known")
+        return
+    q, k, v = sides
+    mask, lengths, past = node.input(3), node.input(6), [node.input(4), node.input(5)]
+    windows = [node.attribute(f"{side}_window_size", -1) for side in ("left", "right")]
+    if node.attribute("is_causal", 0) or max(windows) >= 0 or any(x is not None for x in (*past, lengths)):
+        _pin_axes(c, node, [_POSITION], sides, "Attention tells these positions apart")
+    if lengths is not None:
+        c.pin_axis(lengths, 0, node, "each sample has a length of its own")
+        _pin_axes(c, node, [_ROW], sides, "each sample has a length of its own")
+    _tie(c, node, q, k, (_ROW, _HEAD, _DIM))
+    _tie(c, node, q, v, (_ROW, _HEAD))
+    keys = c.tie(k.layout[_POSITION], v.layout[_POSITION], node)
+    for value, side in zip(past, (k, v), strict=True):
+        if value is not None:
+            _cache(c, node, value, side.layout)
+    scores: Layout = [*q.layout[:_DIM], None if keys is None else keys.swapaxes(_POSITION, _DIM)]
+    if mask is not None:
+        scores = _mask(c, node, mask, scores, (k.value.shape or ())[-2])
+    c.set(node.outputs[0], _result(node.outputs[0], [*scores[:_DIM], _spread(v.layout[_DIM], q.count)], q.count))
+    for value, side in zip(node.outputs[1:3], (k, v), strict=False):
+        c.set(value, [side.layout[_ROW], side.layout[_HEAD], None, side.layout[_DIM]])
+    for value in node.outputs[3:]:
+        c.set(value, scores)
+
+
+def _operands(c: Coupling, node: Node) -> tuple[_Heads, _Heads, _Heads] | None:
+    """Queries, keys and values; None when heads do not divide, or are not known."""
+    counts = [node.attribute(name) for name in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
+    sides = []
+    for value, heads in zip(node.inputs[:3], counts, strict=True):
+        assert value is not None
+        side = _open(c, node, value, heads)
+        if side is None:
+            return None
+        sides.append(side)
+    q, k, v = sides
+    return None if q.count % k.count or k.count != v.count else (q, k, v)
+
+
+def _cache(c: Coupling, node: Node, past: Value, layout: Layout) -> None:
+    """A cache [batch, heads, positions, dims] goes before the operand's positions."""
+    c.pin_axis(past, _POSITION, node, "Attention tells these positions apart")
+    for axis in (_ROW, _HEAD, _DIM):
+        c.define(past, axis, layout[axis], node)
+
+
+def _mask(c: Coupling, node: Node, mask: Value, scores: Layout, keys: object) -> Layout:
+    """The mask broadcasts to [batch, heads, queries, keys]."""
+    found, rank = list(scores), mask.rank or 0
+    assert mask.shape is not None
+    for own in range(rank):
+        if mask.shape[own] == 1:
+            continue
+        axis = own - rank + 4
+        labels = _along(c, mask, own, axis)
+        if axis == _DIM and mask.shape[own] != keys:
+            c.pin(labels, node, "the mask covers other positions than the keys")
+            labels = None
+        found[axis] = c.tie(found[axis], labels, node)
+    return found
+
+
+@coupling_rule("LinearAttention")
+def linear_attention(c: Coupling, node: Node) -> None:
+    """A state [keys' dims x values' dims] per head, written by keys and values and read by queries."""
+    sides = _operands(c, node)
+    if sides is None:
+        c.refuse(node, "LinearAttention whose numbers of heads are not known")
+        return
+    q, k, v = sides
+    _pin_axes(c, node, [_POSITION], sides, "LinearAttention reads this axis in order")
+    _tie(c, node, q, k, (_ROW, _DIM))
+    _tie(c, node, q, v, (_ROW,))
+    past, decay, beta = node.input(3), node.input(4), node.input(5)
+    keys, values = k.layout[_DIM], v.layout[_DIM]
+    columns = None if keys is None else keys.swapaxes(2, 3)
+    if past is not None:
+        for axis, labels in ((0, q.layout[_ROW]), (1, None), (2, columns), (3, values)):
+            c.define(past, axis, labels, node)
+    if decay is not None:
+        c.pin_axis(decay, 1, node, "LinearAttention reads this axis in order")
+        flat = c.plain(decay, 2)
+        gate = None if keys is None else keys.reshape(-1)
+        if decay.shape is not None and k.value.shape is not None and decay.shape[2] == k.value.shape[2]:
+            c.tie(flat, gate, node)
+        else:
+            c.pin(flat, node, "each head has a gate of its own")
+    if beta is not None:
+        c.pin_axis(beta, 1, node, "LinearAttention reads this axis in order")
+        c.pin_axis(beta, 2, node, "each head has a gate of its own")
+    layout = [*q.layout[:_DIM], _spread(values, q.count)]
+    c.set(node.outputs[0], _result(node.outputs[0], layout, q.count))
+    for value in node.outputs[1:]:
+        c.set(value, [q.layout[_ROW], None, columns, values])
+
+
+@extent_rule("Attention", "LinearAttention")
+def attention_extents(new: Node, old: Node, kept: Kept) -> None:
+    """The scale that a head's depth implies is spelt out when the depth changes."""
+    q = old.inputs[0]
+    assert q is not None and q.shape is not None
+    axis = len(q.shape) - 1
+    depth = q.shape[axis]
+    if old.attribute("scale", 0.0) or not isinstance(depth, int) or kept.count(q, axis) == depth:
+        return
+    if len(q.shape) == 3:
+        depth //= int(old.attribute("q_num_heads"))
+    new.attributes["scale"] = 1 / math.sqrt(depth)
+
+
+@coupling_rule("RotaryEmbedding")
+def rotary_embedding(c: Coupling, node: Node) -> None:
+    """Dims turn in pairs, by one angle in all heads; the dims beyond `rotary_embedding_dim` pass."""
+    x, cosines, sines, positions = node.inputs[0], node.inputs[1], node.inputs[2], node.input(3)
+    assert x is not None and cosines is not None and sines is not None
+    side = _open(c, node, x, node.attribute("num_heads"))
+    if side is None:
+        c.refuse(node, "RotaryEmbedding whose number of heads is not known")
+        return
+    _pin_axes(c, node, [_ROW, _POSITION], [side], "each position turns by angles of its own")
+    if positions is not None:
+        c.pin_value(positions, node, "each position turns by angles of its own")
+    angles = []
+    for table in (cosines, sines):
+        for axis in range((table.rank or 1) - 1):
+            c.define(table, axis, None, node)
+        angles.append(_along(c, table, (table.rank or 1) - 1, _DIM))
+    dims = side.layout[_DIM]
+    if dims is not None:
+        turned = int(node.attribute("rotary_embedding_dim", 0)) or dims.shape[_DIM]
+        order = np.arange(turned)
+        pairs = order.reshape(-1, 2).T if node.attribute("interleaved", 0) else order.reshape(2, -1)
+        for member in pairs:
+            angles.append(dims.take(member, axis=_DIM))
+    else:
+        angles.append(None)
+    first, *others = angles
+    for other in others:
+        first = c.tie(first, other, node, "the other member of the pair, or its angle, is fixed")
+    if first is None:
+        for labels in angles:
+            c.pin(labels, node, "the other member of the pair, or its angle, is fixed")
+    c.set(node.outputs[0], c.layout(x))
+
+
+@extent_rule("RotaryEmbedding")
+def rotary_extents(new: Node, old: Node, kept: Kept) -> None:
+    """The number of dims that turn is twice that of the angles."""
+    table = old.inputs[1]
+    assert table is not None
+    if old.attribute("rotary_embedding_dim", 0) and kept.touches(table):
+        new.attributes["rotary_embedding_dim"] = 2 * kept.count(table, (table.rank or 1) - 1)

@@ -1,0 +1,230 @@
+"""Operators that pick, order or place single positions: those axes are told apart, the others pass."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compiler.ir import Node, Value
+from passes.coupling.extents import Kept, constant_operand, extent_rule
+from passes.coupling.rules.movement import take
+from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
+
+
+def pinned_positions(c: Coupling, node: Node, value: Value, axis: int) -> Layout:
+    """The layout of an operand of which the node tells the positions of one axis apart."""
+    axis %= max(1, value.rank or 1)
+    c.pin_axis(value, axis, node, f"{node.op} tells the positions of this axis apart")
+    layout = c.decondition(value, axis)
+    return [None if a == axis else labels for a, labels in enumerate(layout)]
+
+
+@coupling_rule("TopK")
+def top_k(c: Coupling, node: Node) -> None:
+    """The largest along one axis, and where they were."""
+    x = node.inputs[0]
+    assert x is not None
+    layout = pinned_positions(c, node, x, int(node.attribute("axis", -1)))
+    for value in node.outputs:
+        c.set(value, layout)
+
+
+@coupling_rule("ArgMax", "ArgMin")
+def arg_max(c: Coupling, node: Node) -> None:
+    """Where the largest along one axis is."""
+    x = node.inputs[0]
+    assert x is not None
+    axis = int(node.attribute("axis", 0)) % max(1, x.rank or 1)
+    layout = pinned_positions(c, node, x, axis)
+    if not node.attribute("keepdims", 1):
+        layout = [None if t is None else t.squeeze(axis) for a, t in enumerate(layout) if a != axis]
+    c.set(node.outputs[0], layout)
+
+
+@coupling_rule("CumSum", "CumProd")
+def cumulative(c: Coupling, node: Node) -> None:
+    """Runs along one axis in order; the others pass."""
+    x, axis = node.inputs[0], node.inputs[1]
+    assert x is not None and axis is not None
+    if not axis.is_constant:
+        c.refuse(node, f"{node.op} along an axis that is computed at run time")
+        return
+    c.set(node.outputs[0], pinned_positions(c, node, x, int(axis.numpy().ravel()[0])))
+
+
+@coupling_rule("Trilu")
+def triangle(c: Coupling, node: Node) -> None:
+    """A triangle of the last two axes."""
+    x = node.inputs[0]
+    assert x is not None
+    pinned_positions(c, node, x, -1)
+    c.set(node.outputs[0], [*pinned_positions(c, node, x, -2)[:-1], None])
+
+
+@coupling_rule("OneHot")
+def one_hot(c: Coupling, node: Node) -> None:
+    """A new axis that the numbers index; the axes of the numbers pass."""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    for value in node.inputs[1:]:
+        if value is not None:
+            c.pin_value(value, node, "OneHot tells on from off")
+    rank = (x.rank or 0) + 1
+    axis = int(node.attribute("axis", -1)) % rank
+    layout: Layout = [None if t is None else np.expand_dims(t, axis) for t in c.layout(x)]
+    c.set(y, [*layout[:axis], None, *layout[axis:]])
+
+
+@coupling_rule("GatherElements")
+def gather_elements(c: Coupling, node: Node) -> None:
+    """y[i][j] = x[index[i][j]][j]: along the other axes x and its indices meet."""
+    x, index = node.inputs[0], node.inputs[1]
+    assert x is not None and index is not None
+    axis = int(node.attribute("axis", 0)) % max(1, x.rank or 1)
+    data = pinned_positions(c, node, x, axis)
+    c.set(node.outputs[0], _meet(c, node, x, data, index, axis, c.layout(index)[axis]))
+
+
+def _meet(c: Coupling, node: Node, x: Value, data: Layout, other: Value, axis: int, own: Labels | None) -> Layout:
+    """Tie two operands along every axis but one, where labels are `own`; axes of other extents are fixed."""
+    assert x.shape is not None and other.shape is not None
+    out: Layout = []
+    for a, labels in enumerate(data):
+        if a == axis:
+            out.append(own)
+        elif x.shape[a] != other.shape[a]:
+            c.pin(labels, node, f"{node.op} reads a part of this axis")
+            c.pin_axis(other, a, node, f"{node.op} reads a part of this axis")
+            out.append(None)
+        else:
+            out.append(c.tie(labels, c.axis(other, a), node))
+    return out
+
+
+@coupling_rule("ScatterElements")
+def scatter_elements(c: Coupling, node: Node) -> None:
+    """y = x, but y[index[i][j]][j] = update[i][j]."""
+    x, index, update = node.inputs[0], node.inputs[1], node.inputs[2]
+    assert x is not None and index is not None and update is not None
+    axis = int(node.attribute("axis", 0)) % max(1, x.rank or 1)
+    layout = pinned_positions(c, node, x, axis)
+    for value in (index, update):
+        pinned_positions(c, node, value, axis)
+        layout = _meet(c, node, x, layout, value, axis, None)
+    c.set(node.outputs[0], layout)
+
+
+@coupling_rule("TensorScatter")
+def tensor_scatter(c: Coupling, node: Node) -> None:
+    """Rows of a cache along one axis are replaced, from each sample's place on."""
+    x, update, places = node.inputs[0], node.inputs[1], node.input(2)
+    assert x is not None and update is not None
+    axis = int(node.attribute("axis", -2)) % max(1, x.rank or 1)
+    layout = pinned_positions(c, node, x, axis)
+    pinned_positions(c, node, update, axis)
+    layout = _meet(c, node, x, layout, update, axis, None)
+    if places is not None:
+        c.pin_value(places, node, "each sample has a place of its own")
+        c.pin(layout[0], node, "each sample has a place of its own")
+    c.set(node.outputs[0], layout)
+
+
+@coupling_rule("GatherND")
+def gather_nd(c: Coupling, node: Node) -> None:
+    """index[..., k] names a place along k axes of x; the axes after them pass."""
+    x, index, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert x is not None and index is not None and index.shape is not None
+    depth, batch, rank = index.shape[-1], int(node.attribute("batch_dims", 0)), x.rank or 0
+    if not isinstance(depth, int):
+        c.refuse(node, "GatherND of places of unknown depth")
+        return
+    first = batch + depth
+    for axis in range(first):
+        pinned_positions(c, node, x, axis)
+    c.pin_value(index, node, "GatherND reads places")
+    lead = len(index.shape) - 1
+    tail = [None if t is None else t.reshape((1,) * lead + t.shape[first:]) for t in c.layout(x)[first:rank]]
+    c.set(y, [*[None] * lead, *tail])
+
+
+@coupling_rule("ScatterND")
+def scatter_nd(c: Coupling, node: Node) -> None:
+    """y = x, but y[index[i]] = update[i]: the axes beyond those that the index names meet the update's."""
+    x, index, update = node.inputs[0], node.inputs[1], node.inputs[2]
+    assert x is not None and index is not None and update is not None and index.shape is not None
+    depth, rank = index.shape[-1], x.rank or 0
+    if not isinstance(depth, int):
+        c.refuse(node, "ScatterND to places of unknown depth")
+        return
+    for axis in range(depth):
+        pinned_positions(c, node, x, axis)
+    lead = len(index.shape) - 1
+    for axis in range(lead):
+        pinned_positions(c, node, update, axis)
+    c.pin_value(index, node, "ScatterND reads places")
+    layout: Layout = [None] * depth
+    for axis in range(depth, rank):
+        labels, other = c.plain(x, axis), c.plain(update, axis - depth + lead)
+        if labels is None or other is None:
+            c.pin(labels, node, "the update is fixed")
+            c.pin(other, node, "what is updated is fixed")
+            layout.append(None)
+        else:
+            c.partition.union(labels, other)
+            layout.append(labels.reshape([-1 if a == axis else 1 for a in range(rank)]))
+    c.set(node.outputs[0], layout)
+
+
+@coupling_rule("DFT", "STFT")
+def fourier(c: Coupling, node: Node) -> None:
+    """Mixes a signal's positions, and tells the real from the imaginary part; other axes pass in a DFT."""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    axis = node.input(2)
+    if node.op == "STFT" or (axis is not None and not axis.is_constant):
+        c.refuse(node, f"{node.op} orders its signal")
+        return
+    pinned_positions(c, node, x, -1)
+    c.set(y, pinned_positions(c, node, x, -2 if axis is None else int(axis.numpy().ravel()[0])))
+
+
+@coupling_rule("Compress")
+def compress(c: Coupling, node: Node) -> None:
+    """A constant condition chooses positions of its axis; one from data tells them apart."""
+    x, condition, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert x is not None and x.shape is not None and condition is not None
+    axis = node.attribute("axis")
+    if axis is None:
+        c.refuse(node, "Compress of a flattened tensor")
+        return
+    axis = int(axis) % len(x.shape)
+    if condition.is_constant and isinstance(x.shape[axis], int):
+        c.define(condition, 0, None, node)
+        c.set(y, take(c.layout(x), axis, np.flatnonzero(condition.numpy()[: x.shape[axis]])))
+        return
+    c.pin_value(condition, node, "Compress picks single positions of this axis")
+    c.set(y, pinned_positions(c, node, x, axis))
+
+
+@extent_rule("Compress")
+def compress_extents(new: Node, old: Node, kept: Kept) -> None:
+    """The flags of what went are dropped."""
+    x, condition, axis = old.inputs[0], old.inputs[1], old.attribute("axis")
+    assert x is not None and condition is not None
+    if axis is None or not condition.is_constant:
+        return
+    mask = kept.mask(x, int(axis) % (x.rank or 1))
+    if mask is not None:
+        flags = condition.numpy()[: len(mask)]
+        new.inputs[1] = constant_operand(condition, flags[mask[: len(flags)]])
+
+
+@coupling_rule("ReverseSequence")
+def reverse_sequence(c: Coupling, node: Node) -> None:
+    """Time runs backwards as far as each sample's length; other axes pass."""
+    x, lengths = node.inputs[0], node.inputs[1]
+    assert x is not None and lengths is not None
+    time, batch = int(node.attribute("time_axis", 0)), int(node.attribute("batch_axis", 1))
+    pinned_positions(c, node, x, time)
+    c.set_plain(lengths, 0, c.plain(x, batch), node)
+    c.decondition(x, batch)
+    c.set(node.outputs[0], c.layout(x))
