@@ -15,7 +15,8 @@ from passes.importance.criterion import Criterion, register_criterion
 class BatchNormScale(Criterion):
     """Sum of |gamma| over the group's BatchNormalizations; groups without one are not scored, so not pruned."""
 
-    def score(self, constant: Value, uses: list[tuple[Node, int]]) -> np.ndarray | None:
-        if any(n.op == "BatchNormalization" and i == 1 for n, i in uses):
-            return np.abs(np.asarray(constant.numpy(), np.float32))
-        return None
+    def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:
+        return any(n.op == "BatchNormalization" and i == 1 for n, i in uses)
+
+    def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
+        return np.abs(data)

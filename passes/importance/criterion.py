@@ -7,7 +7,7 @@ the constants that take part. So every per-parameter criterion of the literature
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import ClassVar, TypeVar
 
@@ -15,9 +15,13 @@ import numpy as np
 
 from compiler.ir import Node, SecateurError, Value
 from passes.coupling.groups import Groups
+from passes.importance.stored import row_values
 
 ENTRY_POINT_GROUP = "secateur.criteria"
 """Third parties register a Criterion subclass under this entry point group."""
+
+_BLOCK = 1 << 24
+"""Elements that are scored at a time."""
 
 
 class Criterion(ABC):
@@ -29,11 +33,12 @@ class Criterion(ABC):
         self.seed = seed
 
     @abstractmethod
-    def score(self, constant: Value, uses: list[tuple[Node, int]]) -> np.ndarray | None:
-        """Scores of the elements of a constant, of its shape; None when it takes no part.
+    def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:
+        """Whether a constant takes part. uses: the (node, input index) pairs that read it."""
 
-        uses: the (node, input index) pairs that read the constant.
-        """
+    @abstractmethod
+    def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
+        """Scores of `data`, element by element: the values of `rows` (along axis 0) of the constant, in float32."""
 
     def finish(self, totals: np.ndarray) -> np.ndarray:
         """The score of each unit from the sum over all that it owns."""
@@ -73,18 +78,13 @@ def unit_scores(groups: Groups, chosen: Criterion) -> np.ndarray:
     uses = groups.graph.consumers()
     for constant in groups.graph.constants():
         layout = groups.layouts.get(constant)
-        if layout is None or all(labels is None for labels in layout):
+        if layout is None or all(t is None for t in layout) or not chosen.selects(constant, uses.get(constant, [])):
             continue
-        scores = chosen.score(constant, uses.get(constant, []))
-        if scores is None:
-            continue
-        for labels in layout:
-            if labels is None:
-                continue
-            summed = scores.sum(axis=tuple(a for a, d in enumerate(labels.shape) if d == 1), keepdims=True)
-            owned = labels >= 0
-            np.add.at(totals, labels[owned], np.broadcast_to(summed, labels.shape)[owned])
-            scored[labels[owned]] = True
+        for rows in _row_blocks(constant):
+            scores = chosen.score(row_values(constant, uses.get(constant, []), rows), constant, rows)
+            for labels in layout:
+                if labels is not None:
+                    _add(totals, scored, labels[rows] if labels.shape[0] > 1 else labels, scores)
     return np.where(scored, chosen.finish(totals), np.nan)
 
 
@@ -96,8 +96,22 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
 }
 """Which operands are multiplied with the data. A constant of several axes that is dequantised is taken for a weight."""
 
-_SCALES = {"DequantizeLinear": {0: (1, 2)}, "QLinearConv": {3: (4, 5)}, "QLinearMatMul": {0: (1, 2), 3: (4, 5)}}
-"""Where a quantised operand's scale and zero point are."""
+
+def _row_blocks(constant: Value) -> Iterator[slice]:
+    """Runs of rows of at most _BLOCK elements, so that a large tensor is never copied whole."""
+    assert constant.data is not None
+    length = constant.data.shape[0]
+    step = max(1, _BLOCK * length // max(1, constant.data.size))
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def _add(totals: np.ndarray, scored: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> None:
+    """Add scores to the units that own them."""
+    summed = scores.sum(axis=tuple(a for a, d in enumerate(labels.shape) if d == 1), keepdims=True)
+    owned = labels >= 0
+    np.add.at(totals, labels[owned], np.broadcast_to(summed, labels.shape)[owned])
+    scored[labels[owned]] = True
 
 
 def is_weight(constant: Value, uses: list[tuple[Node, int]]) -> bool:
@@ -111,32 +125,3 @@ def is_weight(constant: Value, uses: list[tuple[Node, int]]) -> bool:
     return any(
         i in _WEIGHTS.get(n.op, ()) and (n.op != "DequantizeLinear" or (constant.rank or 0) > 1) for n, i in uses
     )
-
-
-def weight_values(constant: Value, uses: list[tuple[Node, int]]) -> np.ndarray | None:
-    """A weight in float32, dequantised where it is stored as integers; None for what is no weight."""
-    if not is_weight(constant, uses):
-        return None
-    values = np.asarray(constant.numpy(), np.float32)
-    for node, index in uses:
-        places = _SCALES.get(node.op, {}).get(index)
-        if places is None:
-            continue
-        scale, zero = (node.input(i) for i in places)
-        if scale is None or not scale.is_constant or (zero is not None and not zero.is_constant):
-            continue
-        axis = {"QLinearConv": 0, "QLinearMatMul": -2 if index == 0 else -1}.get(node.op, node.attribute("axis", 1))
-        block = int(node.attribute("block_size", 0))
-        if zero is not None:
-            values = values - _spread(np.asarray(zero.numpy(), np.float32), values.shape, axis, block)
-        return values * _spread(np.asarray(scale.numpy(), np.float32), values.shape, axis, block)
-    return values
-
-
-def _spread(parameter: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> np.ndarray:
-    """A scale or zero point against its tensor: one in all, one a position of `axis`, or one a block of them."""
-    if parameter.size == 1:
-        return parameter.reshape(())
-    if parameter.ndim == 1:
-        return parameter.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
-    return parameter.repeat(block, axis).take(range(shape[axis]), axis) if block else parameter

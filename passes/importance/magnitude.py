@@ -9,25 +9,30 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.ir import Node, Value
-from passes.importance.criterion import Criterion, register_criterion, weight_values
+from passes.importance.criterion import Criterion, is_weight, register_criterion
+
+
+class Magnitude(Criterion):
+    """What L1 and L2 share: they compare the weights of convolutions and matrix products."""
+
+    def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:
+        return is_weight(constant, uses)
 
 
 @register_criterion("l1")
-class L1(Criterion):
+class L1(Magnitude):
     """Sum of |w| over the group's weights."""
 
-    def score(self, constant: Value, uses: list[tuple[Node, int]]) -> np.ndarray | None:
-        values = weight_values(constant, uses)
-        return None if values is None else np.abs(values)
+    def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
+        return np.abs(data)
 
 
 @register_criterion("l2")
-class L2(Criterion):
+class L2(Magnitude):
     """Square root of the sum of w^2 over the group's weights."""
 
-    def score(self, constant: Value, uses: list[tuple[Node, int]]) -> np.ndarray | None:
-        values = weight_values(constant, uses)
-        return None if values is None else np.square(values)
+    def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
+        return np.square(data)
 
     def finish(self, totals: np.ndarray) -> np.ndarray:
         return np.sqrt(totals)

@@ -12,9 +12,11 @@ from passes.importance.criterion import Criterion, register_criterion
 class Random(Criterion):
     """Uniform noise, the same for the same seed."""
 
-    def score(self, constant: Value, uses: list[tuple[Node, int]]) -> np.ndarray | None:
-        assert constant.data is not None
-        return np.zeros(constant.data.shape, np.float32)
+    def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:
+        return True
+
+    def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
+        return np.zeros(data.shape, np.float32)
 
     def finish(self, totals: np.ndarray) -> np.ndarray:
         return np.random.default_rng(self.seed).random(len(totals))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +63,13 @@ def test_scores_are_the_norms_of_all_that_a_unit_owns() -> None:
     noise = unit_scores(groups, criterion("random", seed=3))
     assert np.array_equal(noise, unit_scores(groups, criterion("random", seed=3)))
     assert not np.array_equal(noise, unit_scores(groups, criterion("random", seed=4)))
+
+
+def test_scores_do_not_depend_on_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = dependency_groups(network(CHAIN))
+    whole = unit_scores(groups, criterion("l1"))
+    monkeypatch.setattr(sys.modules["passes.importance.criterion"], "_BLOCK", 50)
+    np.testing.assert_allclose(unit_scores(groups, criterion("l1")), whole, rtol=1e-6)
 
 
 def test_the_least_important_go() -> None:
@@ -139,11 +147,12 @@ def test_a_third_party_criterion_takes_part() -> None:
     class First(Criterion):
         """Channels in their order."""
 
-        def score(self, constant, uses):
-            if constant.name != "w1":
-                return None
-            ranks = np.arange(constant.data.shape[0], dtype=float).reshape(-1, 1, 1, 1)
-            return np.broadcast_to(ranks, constant.data.shape)
+        def selects(self, constant, uses):
+            return constant.name == "w1"
+
+        def score(self, data, constant, rows):
+            ranks = np.arange(constant.data.shape[0], dtype=float)[rows].reshape(-1, 1, 1, 1)
+            return np.broadcast_to(ranks, data.shape)
 
     graph = network(CHAIN)
     result, _ = pruned(graph, ratio=0.3, criterion="test_first", normalize="none", only=("w1",))
