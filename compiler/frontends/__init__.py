@@ -15,6 +15,7 @@ from onnx import ModelProto
 from compiler.frontends.onnx import load_onnx
 from compiler.frontends.onnx.bind import parse_shape
 from compiler.frontends.operators import check_ops
+from compiler.frontends.torch import is_torch_source, load_torch
 from compiler.ir import Graph, SecateurError
 
 __all__ = ["FRONTENDS", "Frontend", "check_ops", "load", "load_onnx", "parse_shape", "register_frontend"]
@@ -66,5 +67,14 @@ register_frontend(
         takes="the path of a .onnx file or an onnx.ModelProto",
         accepts=lambda source: isinstance(source, str | Path | ModelProto),
         load=load_onnx,
+    )
+)
+
+register_frontend(
+    Frontend(
+        name="torch",
+        takes="a torch.nn.Module with args=(…), or an ExportedProgram",
+        accepts=is_torch_source,
+        load=load_torch,
     )
 )
