@@ -1,18 +1,61 @@
-"""The roads out of the IR: a Graph becomes a file that other tools read."""
+"""The roads out of the IR: a Graph becomes a file that other tools read, or a torch module that trains on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 from compiler.exporters.onnx import save_onnx, to_model_proto
 from compiler.exporters.output import check_output
-from compiler.ir import Graph
+from compiler.exporters.torch import export_torch
+from compiler.frontends.torch import is_module
+from compiler.ir import Graph, SecateurError
 
-__all__ = ["check_output", "export", "save_onnx", "to_model_proto"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_output", "export", "export_torch", "save_onnx", "to_model_proto"]
+
+
+@overload
+def export(
+    graph: Graph, target: str | Path, *, external_data: bool | None = None, overwrite: bool = False
+) -> tuple[Path, ...]: ...
+
+
+@overload
+def export(
+    graph: Graph,
+    target: nn.Module,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    inplace: bool = False,
+) -> nn.Module: ...
 
 
 def export(
-    graph: Graph, path: str | Path, *, external_data: bool | None = None, overwrite: bool = False
-) -> tuple[Path, ...]:
-    """Write the graph as an ONNX file; see `save_onnx`. Returns the files written, the model first."""
-    return save_onnx(graph, path, external_data=external_data, overwrite=overwrite)
+    graph: Graph,
+    target: Any,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    inplace: bool = False,
+    external_data: bool | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Write the graph as an ONNX file, or back into the module that it was loaded from.
+
+    A path: see `save_onnx`; returns the files written, the model first. An nn.Module: see `export_torch`;
+    returns the module. Raises E_EXPORT_TARGET for anything else.
+    """
+    if is_module(target):
+        return export_torch(graph, target, args, kwargs, inplace=inplace)
+    if not isinstance(target, str | Path):
+        raise SecateurError(
+            "E_EXPORT_TARGET",
+            f"a graph cannot be exported to a {type(target).__module__}.{type(target).__qualname__}",
+            hint="give the path of an ONNX file, or the torch.nn.Module that the graph was loaded from",
+        )
+    return save_onnx(graph, target, external_data=external_data, overwrite=overwrite)

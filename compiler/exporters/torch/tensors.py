@@ -1,0 +1,238 @@
+"""The module's tensors as the graph has them: by name where the layout is the same, else undone step by step.
+
+simplify folds what the network computes from weights alone into new constants (the transpose of a Linear's weight,
+an LSTM's gates in ONNX's order). Those steps only move elements, so each has an inverse.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from compiler.frontends.torch import load_torch
+from compiler.frontends.torch.capture import Call, TensorKey, tensor_key
+from compiler.ir import Graph, Node, SecateurError, Value
+from compiler.ir.proto import all_constants
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a module by their first name, as the frontend calls them. parameters: those of them to train."""
+
+    by_key: dict[TensorKey, str]
+    shapes: dict[str, tuple[int, ...]]
+    parameters: frozenset[str]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Tensors:
+        """All parameters, buffers, and tensors that are plain attributes."""
+        found: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        parameters = {tensor_key(p) for p in found.values()}
+        found |= dict(module.named_buffers(remove_duplicate=False))
+        for path, part in module.named_modules():
+            plain = {k: t for k, t in part.__dict__.items() if isinstance(t, torch.Tensor)}
+            found |= {f"{path}.{key}" if path else key: tensor for key, tensor in plain.items()}
+        by_key: dict[TensorKey, str] = {}
+        for name, tensor in found.items():
+            by_key.setdefault(tensor_key(tensor), name)
+        shapes = {name: tuple(found[name].shape) for name in by_key.values()}
+        return cls(by_key, shapes, frozenset(name for key, name in by_key.items() if key in parameters))
+
+    def name(self, tensor: torch.Tensor) -> str | None:
+        """The first name of a tensor, or None when it was not the module's."""
+        return self.by_key.get(tensor_key(tensor))
+
+
+def new_tensors(graph: Graph, module: nn.Module, tensors: Tensors, call: Call) -> dict[str, np.ndarray]:
+    """The value that the graph gives to each of the module's tensors that it uses, in the module's layout.
+
+    Raises E_TORCH_WRITE_BACK for a parameter that the network uses and the graph does not hold.
+    """
+    constants = {v.name: v for v in all_constants(graph)}
+    found = {name: constants[name].numpy() for name in tensors.shapes if name in constants}
+    if not tensors.parameters <= found.keys():
+        # Unused, or held in another layout: tracing the module again tells.
+        unpruned = load_torch(module, call.args, call.kwargs, call.dynamic_shapes)
+        used = {v.name for v in all_constants(unpruned)}
+        inverse = _Inverse(unpruned, constants, found)
+        for name in sorted(tensors.parameters & used):
+            inverse.require(name)
+        found = inverse.found
+    for name, array in found.items():
+        if array.ndim != len(tensors.shapes[name]):
+            raise _lost(name, "has another rank in the graph")
+    return found
+
+
+Region = tuple[tuple[int, int], ...]
+"""(first, last + 1) along each axis of an unpruned tensor."""
+
+
+class _Inverse:
+    """Runs the moves of an unpruned graph backwards, from the constants of the pruned one to the weights."""
+
+    def __init__(self, unpruned: Graph, constants: dict[str, Value], found: dict[str, np.ndarray]) -> None:
+        self.found = found
+        self._pieces: dict[Value, list[tuple[Region, np.ndarray]]] = {}
+        weights = set(unpruned.constants())
+        steps = []
+        for node in unpruned.nodes:
+            operands = [v for v in node.inputs if v is not None]
+            if all(v in weights for v in operands):
+                weights.update(node.outputs)
+                steps.append(node)
+        for node in steps:
+            for value in node.outputs:
+                if value.name in constants and value.static_shape is not None:
+                    self._add(value, _whole(value), constants[value.name].numpy())
+        for node in reversed(steps):
+            for value in node.outputs:
+                if value in self._pieces and node.op in _BACKWARDS:
+                    _BACKWARDS[node.op](self, node, value, self._assemble(value))
+        for value in unpruned.constants():
+            if value in self._pieces:
+                self._settle(value)
+
+    def require(self, name: str) -> None:
+        """Raise unless the weight has a value."""
+        if name not in self.found:
+            raise _lost(name, "was folded into others, or removed")
+
+    def _settle(self, weight: Value) -> None:
+        array = self._assemble(weight)
+        other = self.found.setdefault(weight.name, array)
+        if other.shape != array.shape or not np.array_equal(other, array):
+            raise _lost(weight.name, "is shared, and was pruned differently in two places")
+
+    def _add(self, value: Value, region: Region, array: np.ndarray) -> None:
+        self._pieces.setdefault(value, []).append((region, array))
+
+    def _assemble(self, value: Value) -> np.ndarray:
+        """The pieces of a value side by side, along the one axis in which they differ."""
+        pieces = dict(self._pieces[value])
+        for region, array in self._pieces[value]:
+            if not np.array_equal(pieces[region], array):
+                raise _lost(value.name, "is shared, and was pruned differently in two places")
+        if len(pieces) == 1 and _whole(value) in pieces:
+            return pieces[_whole(value)]
+        cut = [a for a, bounds in enumerate(_whole(value)) if any(region[a] != bounds for region in pieces)]
+        ordered = sorted(pieces, key=lambda region: region[cut[0]])
+        bounds = [region[cut[0]] for region in ordered]
+        tiled = [0, *(last for _, last in bounds)] == [*(first for first, _ in bounds), _whole(value)[cut[0]][1]]
+        if len(cut) != 1 or not tiled:
+            raise _lost(value.name, "is used in part only")
+        return np.concatenate([pieces[region] for region in ordered], axis=cut[0])
+
+    def _same(self, node: Node, value: Value, array: np.ndarray) -> None:
+        self._back(node, 0, array)
+
+    def _transpose(self, node: Node, value: Value, array: np.ndarray) -> None:
+        perm = node.attribute("perm", list(range(array.ndim))[::-1])
+        self._back(node, 0, np.transpose(array, np.argsort(perm)))
+
+    def _reshape(self, node: Node, value: Value, array: np.ndarray) -> None:
+        x = node.inputs[0]
+        assert x is not None and x.static_shape is not None and value.static_shape is not None
+        shape = reshaped_back(x.static_shape, value.static_shape, array.shape)
+        if shape is None:
+            raise _lost(value.name, "cannot be reshaped back without guessing")
+        self._back(node, 0, array.reshape(shape))
+
+    def _slice(self, node: Node, value: Value, array: np.ndarray) -> None:
+        x = node.inputs[0]
+        assert x is not None and x.static_shape is not None
+        operands = [v.numpy().tolist() if v is not None and v.is_constant else None for v in node.inputs[1:]]
+        starts, ends = operands[:2]
+        if starts is None or ends is None or any(s != 1 for s in (operands[3:4] or [[1]])[0] or []):
+            raise _lost(value.name, "is a slice that cannot be undone")
+        axes = operands[2] if len(operands) > 2 and operands[2] is not None else list(range(len(starts)))
+        region = list(_whole(x))
+        for axis, first, last in zip(axes, starts, ends, strict=True):
+            first, last, _ = slice(first, last).indices(x.static_shape[axis])
+            region[axis % len(region)] = (first, last)
+        self._add(x, tuple(region), array)
+
+    def _split(self, node: Node, value: Value, array: np.ndarray) -> None:
+        x = node.inputs[0]
+        assert x is not None and x.static_shape is not None
+        axis = node.attribute("axis", 0) % len(x.static_shape)
+        sizes = [v.static_shape[axis] for v in node.outputs if v.static_shape is not None]
+        index = node.outputs.index(value)
+        region = list(_whole(x))
+        region[axis] = (sum(sizes[:index]), sum(sizes[: index + 1]))
+        self._add(x, tuple(region), array)
+
+    def _concat(self, node: Node, value: Value, array: np.ndarray) -> None:
+        axis = node.attribute("axis") % array.ndim
+        shapes = [v.static_shape for v in node.inputs if v is not None]
+        sizes = [s[axis] for s in shapes if s is not None]
+        total, width = sum(sizes), array.shape[axis]
+        if any(size * width % total for size in sizes):
+            raise _lost(value.name, "was concatenated from weights that were not pruned alike")
+        bounds = np.cumsum([size * width // total for size in sizes])[:-1]
+        for index, piece in enumerate(np.split(array, bounds, axis)):
+            self._back(node, index, piece)
+
+    def _back(self, node: Node, index: int, array: np.ndarray) -> None:
+        x = node.inputs[index]
+        if x is not None and x.static_shape is not None:
+            self._add(x, _whole(x), array)
+
+
+_BACKWARDS = {
+    **dict.fromkeys(("Identity", "Cast", "CastLike"), _Inverse._same),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _Inverse._reshape),
+    "Transpose": _Inverse._transpose,
+    "Slice": _Inverse._slice,
+    "Split": _Inverse._split,
+    "Concat": _Inverse._concat,
+}
+"""Operators that only move elements, and how each gives its result back to its operands."""
+
+
+def reshaped_back(source: tuple[int, ...], result: tuple[int, ...], found: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that `source` has become when its reshape to `result` has become `found`; None when that is open."""
+    shape: list[int] = []
+    i = j = 0
+    while i < len(source) or j < len(result):
+        # The shortest runs of extents, from i and from j on, that hold the same number of elements.
+        to_i, to_j = min(i + 1, len(source)), min(j + 1, len(result))
+        while math.prod(source[i:to_i]) != math.prod(result[j:to_j]):
+            if math.prod(source[i:to_i]) < math.prod(result[j:to_j]):
+                to_i += 1
+            else:
+                to_j += 1
+            if to_i > len(source) or to_j > len(result):
+                return None
+        before, elements = source[i:to_i], math.prod(found[j:to_j])
+        wide = [k for k, d in enumerate(before) if d != 1]
+        options = []
+        for k in wide[:1] if elements == math.prod(before) else wide:
+            rest = math.prod(before) // before[k]
+            if elements % rest == 0:
+                options.append((*before[:k], elements // rest, *before[k + 1 :]))
+        if wide and len(options) != 1:
+            return None
+        if not wide and elements != 1:
+            return None
+        shape += options[0] if options else before
+        i, j = to_i, to_j
+    return tuple(shape)
+
+
+def _whole(value: Value) -> Region:
+    assert value.static_shape is not None
+    return tuple((0, d) for d in value.static_shape)
+
+
+def _lost(name: str, what: str) -> SecateurError:
+    return SecateurError(
+        "E_TORCH_WRITE_BACK",
+        f"the weight {name!r} {what}, so the module cannot have it back",
+        where=name,
+        hint="give back a graph that was loaded from this module and only pruned: without simplify(batchnorm=true)",
+    )
