@@ -17,12 +17,12 @@ arXiv:2403.18955); the permutation view and conditional labels are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.ir import Graph, Node, Value, subgraphs
+from compiler.ir import Dim, Graph, Node, Value, subgraphs
 from passes.coupling.partition import Partition, Points
 
 Labels = np.ndarray
@@ -142,6 +142,29 @@ class Coupling:
                 self.partition.union(first, labels)
                 self._layouts[value][a] = first
         return list(self._layouts[value])
+
+    def is_open(self, value: Value, axis: int) -> bool:
+        """True for an axis of a constant about which no rule has said anything yet."""
+        self._open(value)
+        return axis in self._unset.get(value, ())
+
+    def loosen(self, value: Value, axis: int, conditions: Sequence[int]) -> None:
+        """Give an open axis of a constant labels of its own for every position of `conditions`."""
+        shape = value.static_shape
+        if shape is None or not self.is_open(value, axis) or shape[axis] == 1:
+            return
+        self._unset[value].discard(axis)
+        extents = [d if a == axis or a in conditions else 1 for a, d in enumerate(shape)]
+        self._layouts[value][axis] = self.partition.fresh(tuple(extents))
+
+    def narrow(self, labels: Labels, extents: Sequence[Dim]) -> Labels:
+        """Labels made independent of the axes where `extents` is 1, by uniting what they hold there."""
+        for axis, extent in enumerate(extents):
+            if extent == 1 and labels.shape[axis] > 1:
+                first = labels.take([0], axis=axis)
+                self.partition.union(first, labels)
+                labels = first
+        return labels
 
     # What rules write
 

@@ -230,6 +230,20 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         y = MatMul(r, h) }""",
         ["w0[1]: 24", "wq[1]: 16 in 2 blocks", "wv[1]: 16 in 2 blocks"],
     ),
+    "constant queries": (
+        """(float[1,6,16] x, float[16,24] wk, float[16,24] wv, float[1,2,5,12] q, float[24,5] h) => (float[1,5,5] y) {
+        k = MatMul(x, wk) v = MatMul(x, wv) s = Constant<value_ints=[1,6,2,12]>() k1 = Reshape(k, s) v1 = Reshape(v, s)
+        k2 = Transpose<perm=[0,2,3,1]>(k1) v2 = Transpose<perm=[0,2,1,3]>(v1) a = MatMul(q, k2) p = Softmax(a)
+        o = MatMul(p, v2) o1 = Transpose<perm=[0,2,1,3]>(o) s2 = Constant<value_ints=[1,5,24]>() o2 = Reshape(o1, s2)
+        y = MatMul(o2, h) }""",
+        ["wk[1]: 24 in 2 blocks", "wv[1]: 24 in 2 blocks"],
+    ),
+    "stacked experts": (
+        """(float[1,6,16] x, float[16,8] w0, float[3,8,10] w1, float[3,1,10] b1, float[3,10,8] w2, float[8,5] h)
+        => (float[3,6,5] y) { e = MatMul(x, w0) a = MatMul(e, w1) b = Add(a, b1) r = Relu(b) z = MatMul(r, w2)
+        y = MatMul(z, h) }""",
+        ["w0[1]: 8", "w1[2]: 30 in 3 blocks", "w2[2]: 8"],  # hidden units of one expert move apart from another's
+    ),
     "a single channel by a scalar index": (
         """(float[1,3,8,8] x, float[8,3,1,1] w1, float[4,8,1,1] w2, float[5,4] h) => (float[1,5] y) {
         a = Conv(x, w1) i = Constant<value_int=3>() b = Gather<axis=1>(a, i) u = Constant<value_ints=[1]>()

@@ -6,7 +6,7 @@ import numpy as np
 
 from compiler.ir import Node, Value
 from passes.coupling.extents import Kept, constant_operand, extent_rule
-from passes.coupling.solver import Coupling, Layout, coupling_rule
+from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
 
 UNARY = (
     *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos"),
@@ -33,16 +33,21 @@ def broadcast(c: Coupling, node: Node, operands: list[Value], rank: int) -> Layo
     """The layout of the broadcast result; an operand of extent 1 along an axis does not constrain that axis."""
     out: Layout = []
     for axis in range(rank):
-        labels, constrained = None, False
-        for value in operands:
+        meeting = [v for v in operands if (own := axis - rank + (v.rank or 0)) >= 0 and (v.shape or ())[own] != 1]
+        # Constants that nothing is known of take the labels of the others, conditions included.
+        meeting.sort(key=lambda v: c.is_open(v, axis - rank + (v.rank or 0)))
+        labels: Labels | None = None
+        for place, value in enumerate(meeting):
             own = axis - rank + (value.rank or 0)
-            if own < 0 or value.shape is None or value.shape[own] == 1:
+            if labels is not None and c.is_open(value, own):
+                extents = [1] * (rank - (value.rank or 0)) + list(value.shape or ())
+                labels = c.narrow(labels, extents)
+                c.define(value, own, labels.reshape(labels.shape[rank - (value.rank or 0) :]), node)
                 continue
             found = c.axis(value, own)
             if found is not None:
                 found = found.reshape((1,) * (rank - found.ndim) + found.shape)
-            labels = c.tie(labels, found, node, _why(value, operands)) if constrained else found
-            constrained = True
+            labels = c.tie(labels, found, node, _why(value, operands)) if place else found
         out.append(labels)
     return out
 

@@ -57,6 +57,10 @@ def product(c: Coupling, node: Node, a: Value, b: Value) -> None:
     if a.rank == 0 or b.rank == 0:
         c.refuse(node, "MatMul of a scalar")
         return
+    for stack in (a, b):  # a stack of matrices (experts, heads) need not move alike in all of them
+        for axis in ((stack.rank or 0) - 2, (stack.rank or 0) - 1):
+            if (stack.rank or 0) > 2:
+                c.loosen(stack, axis, range((stack.rank or 0) - 2))
     layout_a = _as_matrix(c, a, rank, vector_axis=rank - 1, contracted=(a.rank or 0) - 1)
     layout_b = _as_matrix(c, b, rank, vector_axis=rank - 2, contracted=max(0, (b.rank or 0) - 2))
     # The contracted labels may depend on neither free axis.
