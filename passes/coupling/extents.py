@@ -37,13 +37,24 @@ class Kept:
         return None if layout is None else layout[axis]
 
     def mask(self, value: Value, axis: int) -> np.ndarray | None:
-        """Which positions of an axis stay, 1-D; None where nothing moves. Only for axes without conditions."""
+        """Which positions of an axis stay, 1-D; None where nothing moves.
+
+        Raises E_CONDITIONAL when that differs along another axis; what merely goes there with its unit does not count.
+        """
         labels = self.labels(value, axis)
         if labels is None:
             return None
-        if labels.size != labels.shape[axis]:
-            raise SecateurError("E_CONDITIONAL", f"axis {axis} of {value.name!r} has conditional positions")
-        return self._keep[labels.ravel()]
+        rows = np.moveaxis(self._keep[labels], axis, -1).reshape(-1, labels.shape[axis])
+        counts = rows.sum(axis=1)
+        whole = rows[counts == counts.max()]
+        if (whole != whole[0]).any():
+            raise SecateurError(
+                "E_CONDITIONAL",
+                f"what stays of axis {axis} of {value.name!r} differs from row to row",
+                where=value.name,
+                hint="exclude these channels with ignore=[...]; `secateur groups` names their group",
+            )
+        return whole[0]
 
     def count(self, value: Value, axis: int) -> int:
         """How many positions of an axis stay."""

@@ -281,14 +281,18 @@ def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
             made.append(ids)
         blocks.append(tuple(made))
     layouts: dict[Value, UnitLayout] = {}
-    cache: dict[int, np.ndarray | None] = {}
+    cache: dict[tuple[int, int], np.ndarray | None] = {}
     for value, layout in coupling.layouts().items():
         layouts[value] = []
-        for labels in layout:
-            if labels is not None and id(labels) not in cache:
+        for axis, labels in enumerate(layout):
+            if labels is None:
+                layouts[value].append(None)
+                continue
+            key = id(labels), axis
+            if key not in cache:
                 units = unit_of[find(labels)]
-                cache[id(labels)] = units if (units >= 0).any() else None
-            layouts[value].append(None if labels is None else cache[id(labels)])
+                cache[key] = _collapse(units, axis) if (units >= 0).any() else None
+            layouts[value].append(cache[key])
     members_of, fixed = _members(graph, coupling, classes, layouts, np.array(group_of_unit, np.int64))
     kinds = _kinds(coupling, unit_of, np.array(group_of_unit, np.int64))
     groups = [
@@ -304,6 +308,16 @@ def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
     order = {c: i for i, c in enumerate(graph.constants())}
     groups.sort(key=lambda g: order[g.members[0].value] if g.members else len(order))
     return Groups(graph, tuple(_distinct(groups)), layouts, len(group_of_unit), tuple(fixed))
+
+
+def _collapse(units: np.ndarray, axis: int) -> np.ndarray:
+    """Units without the conditions that turned out to make no difference."""
+    for other in range(units.ndim):
+        if other != axis and units.shape[other] > 1:
+            first = units.take([0], axis=other)
+            if np.array_equal(np.broadcast_to(first, units.shape), units):
+                units = first
+    return units
 
 
 def _kinds(coupling: Coupling, unit_of: np.ndarray, group_of: np.ndarray) -> dict[int, str]:
@@ -344,10 +358,10 @@ def _members(
                 groups, counts = np.unique(group_of[np.unique(units[units >= 0])], return_counts=True)
                 for g, n in zip(groups.tolist(), counts.tolist(), strict=True):
                     members.setdefault(g, []).append(Member(value, axis, n, tuple(uses[value])))
-            roots = np.unique(
-                coupling.partition.find(labels) if units is None else coupling.partition.find(labels)[units < 0]
-            )
-            fixed += _explain(value, axis, roots, coupling, classes)
+            roots = coupling.partition.find(labels)
+            if units is not None:
+                roots = roots[np.broadcast_to(units, roots.shape) < 0]
+            fixed += _explain(value, axis, np.unique(roots), coupling, classes)
     return members, fixed
 
 

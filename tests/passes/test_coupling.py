@@ -230,6 +230,22 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         y = MatMul(r, h) }""",
         ["w0[1]: 24", "wq[1]: 16 in 2 blocks", "wv[1]: 16 in 2 blocks"],
     ),
+    "rotary positions": (
+        """(float[1,6,16] x, float[16,24] w0, float[24,32] wq, float[24,32] wk, float[24,32] wv, float[32,24] wo,
+        float[6,8] c, float[6,8] s0, float[24,5] h) => (float[1,6,5] y) {
+        e = MatMul(x, w0) q = MatMul(e, wq) k = MatMul(e, wk) v = MatMul(e, wv)
+        s = Constant<value_ints=[1,6,4,8]>() q0 = Reshape(q, s) k0 = Reshape(k, s) v1 = Reshape(v, s)
+        q1 = Transpose<perm=[0,2,1,3]>(q0) k1 = Transpose<perm=[0,2,1,3]>(k0) z0 = Constant<value_ints=[0]>()
+        z4 = Constant<value_ints=[4]>() z8 = Constant<value_ints=[8]>() ax = Constant<value_ints=[3]>()
+        qa = Slice(q1, z0, z4, ax) qb = Slice(q1, z4, z8, ax) qn = Neg(qb) qr = Concat<axis=3>(qn, qa)
+        qc = Mul(q1, c) qs = Mul(qr, s0) q2 = Add(qc, qs)
+        ka = Slice(k1, z0, z4, ax) kb = Slice(k1, z4, z8, ax) kn = Neg(kb) kr = Concat<axis=3>(kn, ka)
+        kc = Mul(k1, c) ks = Mul(kr, s0) k3 = Add(kc, ks) k2 = Transpose<perm=[0,1,3,2]>(k3)
+        v2 = Transpose<perm=[0,2,1,3]>(v1) a = MatMul(q2, k2) p = Softmax(a) o = MatMul(p, v2)
+        o1 = Transpose<perm=[0,2,1,3]>(o) s2 = Constant<value_ints=[1,6,32]>() o2 = Reshape(o1, s2)
+        z = MatMul(o2, wo) r = Add(z, e) y = MatMul(r, h) }""",
+        ["w0[1]: 24", "wq[1]: 4", "wv[1]: 32 in 4 blocks"],  # pairs, alike in all heads, since the table is shared
+    ),
     "constant queries": (
         """(float[1,6,16] x, float[16,24] wk, float[16,24] wv, float[1,2,5,12] q, float[24,5] h) => (float[1,5,5] y) {
         k = MatMul(x, wk) v = MatMul(x, wv) s = Constant<value_ints=[1,6,2,12]>() k1 = Reshape(k, s) v1 = Reshape(v, s)
