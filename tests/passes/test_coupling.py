@@ -276,6 +276,8 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
 
 MIXING = (
     "attention",
+    "constant queries",
+    "rotary positions",
     "attention, fused",
     "attention, grouped queries",
     "decomposed layer normalisation",
