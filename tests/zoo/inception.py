@@ -1,4 +1,4 @@
-"""Inception (Szegedy et al., 2015, 2016): parallel branches concatenated, factorised convolutions, nested concatenation."""
+"""Inception (Szegedy et al., 2015, 2016): parallel branches concatenated, factorised convolutions, nested Concat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MobileNet V1, V2, V3 (Howard et al., 2017, 2019; Sandler et al., 2018): depthwise convolutions, inverted residuals."""
+"""MobileNet V1, V2, V3 (Howard et al., 2017, 2019; Sandler et al., 2018): depthwise and inverted residual blocks."""
 
 from __future__ import annotations
 

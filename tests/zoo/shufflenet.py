@@ -1,4 +1,4 @@
-"""ShuffleNet V1 and V2 (Zhang et al., 2018; Ma et al., 2018): channel shuffle, grouped 1x1 convolutions, channel split."""
+"""ShuffleNet V1 and V2 (Zhang et al., 2018; Ma et al., 2018): channel shuffle, grouped 1x1 layers, channel split."""
 
 from __future__ import annotations
 
@@ -73,6 +73,6 @@ NETWORKS = {
         exported(shufflenet_v1, (1, 3, 16, 16)),
         ("48 in 6 blocks", "18 in 9 blocks", "18 in 9 blocks", "36 in 9 blocks"),
     ),
-    # left and right branch (12 + 12) must match, shuffled into halves of 6 + 6; the 12 of the unit's branch match a half.
+    # left and right branch (12 + 12) must match, dealt out to halves of 6 + 6; the unit's branch matches a half.
     "v2": Entry(exported(shufflenet_v2, (1, 3, 16, 16)), ("16", "10", "14", "36 in 5 blocks", "32")),
 }
