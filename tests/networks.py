@@ -21,11 +21,13 @@ def network_proto(text: str, opset: int = 21) -> onnx.ModelProto:
     for info in weights:
         shape = tuple(d.dim_value for d in info.type.tensor_type.shape.dim)
         rng = np.random.default_rng(zlib.crc32(info.name.encode()))
+        dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
         if info.name.startswith("v"):  # variances
             array = rng.uniform(0.5, 1.5, shape)
+        elif dtype.kind in "iu":
+            array = rng.integers(-40 if dtype.kind == "i" else 0, 41, shape)
         else:
             array = rng.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))
-        dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
         model.graph.initializer.append(numpy_helper.from_array(array.astype(dtype), info.name))
     del model.graph.input[:]
     model.graph.input.extend(kept)

@@ -26,7 +26,7 @@ _SHAPE_DATA_LIMIT = 1024
 
 
 def shape_rule(op: str, domain: str) -> Callable[[ShapeRule], ShapeRule]:
-    """Register the shape rule of `domain::op`, an operator that onnx does not know."""
+    """Register the shape rule of `domain::op`, an operator whose shapes onnx does not infer."""
 
     def register(rule: ShapeRule) -> ShapeRule:
         SHAPE_RULES[domain, op] = rule
@@ -125,6 +125,14 @@ def _read_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
         return int(dim.dim_value)
     return dim.dim_param or None
+
+
+@shape_rule("GroupNormalization", domain="")
+def _like_input(node: Node) -> list[tuple[np.dtype | None, tuple[Dim, ...] | None]]:
+    """Standard, but defined by a function whose extents onnx does not infer."""
+    x = node.inputs[0]
+    assert x is not None
+    return [(x.dtype, x.shape)]
 
 
 def same_type(a: Value, b: Value) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from compiler.ir import ArrayConstant, Graph, Node, Value
 from compiler.ir.execute import execute, random_inputs, relative_difference
 from passes.coupling.groups import Groups
+from passes.coupling.rules.attention import whole_heads
 from passes.coupling.rules.linear import einsum_terms
 from passes.coupling.rules.recurrent import GATES
 
@@ -27,6 +28,9 @@ _ZERO_POINTS = {
     "DequantizeLinear": {0: 2},
 }
 """Operator -> operand -> where its zero point is, without which an integer of 0 is no zero."""
+
+_HEADS = {0: "q_num_heads", 1: "kv_num_heads"}
+"""The operands of attention whose dims meet, and how many heads each has."""
 
 
 def contractions(node: Node) -> Iterator[tuple[Value, int, Value, int]]:
@@ -46,11 +50,8 @@ def contractions(node: Node) -> Iterator[tuple[Value, int, Value, int]]:
         )
     elif node.op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
         yield from _pair(node, 0, (x.rank or 1) - 1, index, max(0, (weight.rank or 0) - 2))
-    elif node.op == "Einsum" and len(node.inputs) == 2:
-        first, second, result = einsum_terms(node) or ([], [], [])
-        for letter in first:
-            if letter in second and letter not in result:
-                yield from _pair(node, 0, first.index(letter), 1, second.index(letter))
+    elif node.op == "Einsum":
+        yield from _einsum(node)
     elif node.op in GATES:
         recurrence = node.inputs[2]
         if weight.is_constant and recurrence is not None and recurrence.is_constant:
@@ -66,6 +67,18 @@ def _pair(node: Node, a: int, axis_a: int, b: int, axis_b: int) -> Iterator[tupl
         if constant is not None and value is not None:
             yield value, axis, constant, constant_axis
             return
+
+
+def _einsum(node: Node) -> Iterator[tuple[Value, int, Value, int]]:
+    """Each letter that is summed over, where a constant has it: that constant silences it for all operands."""
+    *terms, result = einsum_terms(node) or [[]]
+    for letter in {letter for term in terms for letter in term if letter not in result}:
+        holders = [(i, term.index(letter)) for i, term in enumerate(terms) if letter in term]
+        constants = [(c, axis) for i, axis in holders if (c := _stored(node, i)) is not None]
+        for i, axis in holders:
+            value = node.inputs[i]
+            if constants and value is not None and not value.is_constant:
+                yield value, axis, *constants[0]
 
 
 def _stored(node: Node, index: int) -> Value | None:
@@ -107,26 +120,31 @@ def silence(groups: Groups, keep: np.ndarray) -> Graph | None:
 def _mixes(node: Node, groups: Groups, flags: np.ndarray, silenced: set[tuple[Value, int]]) -> bool:
     """True when removed units meet others in a sum that no weight of this node silences."""
     outputs = {u for v in node.outputs for u in _removed(v, groups, flags)}
-    for value in (v for v in node.inputs if v is not None and not v.is_constant):
+    for value in (v for v in node.inputs if v is not None and not (v.is_constant or _is_dequantised(v))):
         layout = groups.layouts.get(value) or []
         for axis, labels in enumerate(layout):
             if labels is None or (value, axis) in silenced or flags[labels].all():
                 continue
             gone = set(labels[~flags[labels]].tolist())
-            if (
-                node.op in _MIXING
-                and (node.op != "InstanceNormalization" or axis != 1)
-                and _own_axis(node, axis, len(layout))
-            ):
+            if node.op in _MIXING and _own_axis(node, axis, len(layout)):
                 return True
-            if node.op in ("Attention", "LinearAttention") and axis == len(layout) - 1 and value in node.inputs[:2]:
-                return True
+            if node.op in ("Attention", "LinearAttention") and axis == len(layout) - 1:
+                name = _HEADS.get(node.inputs.index(value))
+                if name and not (len(layout) == 3 and whole_heads(labels, int(node.attribute(name)))):
+                    return True
             if node.op not in ("Shape", "Size", "Split", "Slice", "Gather", "Compress") and not gone <= outputs:
                 return True
     return False
 
 
+def _is_dequantised(value: Value) -> bool:
+    """True for a constant that is stored as integers."""
+    node = value.producer
+    return node is not None and node.op == "DequantizeLinear" and all(v is None or v.is_constant for v in node.inputs)
+
+
 def _own_axis(node: Node, axis: int, rank: int) -> bool:
+    """True when a normalisation takes its statistics along an axis."""
     first = int(node.attribute("axis", -1)) % rank
     if node.op in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"):
         return axis == first
@@ -134,7 +152,10 @@ def _own_axis(node: Node, axis: int, rank: int) -> bool:
         return axis >= first
     if node.op == "MeanVarianceNormalization":
         return axis in {int(a) % rank for a in node.attribute("axes", (0, 2, 3))}
-    return True
+    if node.op == "GroupNormalization":
+        shape = node.inputs[0].shape if node.inputs[0] is not None else None
+        return axis != 1 or shape is None or shape[1] != node.attribute("num_groups")
+    return node.op != "InstanceNormalization" or axis != 1
 
 
 def _removed(value: Value, groups: Groups, flags: np.ndarray) -> set[int]:

@@ -1,7 +1,7 @@
 """Attention operators: the dims of queries meet those of keys, the dims of values pass to the result.
 
-Both forms are seen as [batch, heads, positions, dims]. In the packed form the dims move within their head,
-equally many in each; in the 4-D form the heads move too, where the axis of heads has labels.
+Both forms are seen as [batch, heads, positions, dims]. In the packed form either the dims move within their head,
+equally many in each, or (when whole heads are asked for) the heads; in the 4-D form whichever axis has labels.
 """
 
 from __future__ import annotations
@@ -42,13 +42,33 @@ def _open(c: Coupling, node: Node, value: Value, heads: int | None) -> _Heads | 
     if value.rank != 3 or not heads or not isinstance(shape[2], int) or shape[2] % heads:
         return None
     rows, positions, flat = _along(c, value, 0, _ROW), _along(c, value, 1, _POSITION), c.plain(value, 2)
-    dims = None
-    if flat is not None and len(flat) == heads:
-        c.pin(flat, node, "each head has a single dim")
-    elif flat is not None:
-        dims = flat.reshape(1, heads, 1, -1)
-        c.balance(flat, np.arange(len(flat)) // dims.shape[_DIM], node)
-    return _Heads(value, heads, [rows, None, positions, dims])
+    layout = [rows, None, positions, None]
+    if flat is None:
+        return _Heads(value, heads, layout)
+    dims = flat.reshape(1, heads, 1, -1)
+    if c.coarse:
+        c.partition.union(dims[..., :1], dims)
+        layout[_HEAD] = dims[..., :1]
+    else:
+        layout[_DIM] = dims
+    axis = _HEAD if c.coarse else _DIM
+    if dims.shape[axis] == 1:
+        c.pin(flat, node, "all heads share one" if c.coarse else "each head has a single dim")
+        layout[axis] = None
+    return _Heads(value, heads, layout)
+
+
+def _balance(c: Coupling, node: Node, sides: Sequence[_Heads]) -> None:
+    """Packed heads lose equally many dims; dims that all heads share do so anyway."""
+    for side in sides:
+        labels = side.layout[_DIM]
+        if side.value.rank != 3 or labels is None:
+            continue
+        dims = np.broadcast_to(labels, (1, side.count, 1, labels.shape[_DIM])).reshape(side.count, -1)
+        roots = c.partition.find(dims)
+        own = dims[:, (roots != roots[:1]).any(axis=0)]
+        if own.size:
+            c.balance(own.ravel(), np.repeat(np.arange(side.count), own.shape[1]), node)
 
 
 def _along(c: Coupling, value: Value, axis: int, place: int, rank: int = 4) -> Labels | None:
@@ -82,12 +102,22 @@ def _result(y: Value, layout: Layout, heads: int) -> Layout:
     """The labels of a result in its own form."""
     if y.rank == 4:
         return layout
-    rows, _, positions, dims = layout
+    rows, whole, positions, dims = layout
+    flat = whole if dims is None else dims
+    if flat is not None:
+        assert y.shape is not None and isinstance(y.shape[2], int)
+        flat = np.broadcast_to(flat, (1, heads, 1, y.shape[2] // heads)).reshape(1, 1, -1)
     return [
         None if rows is None else rows.reshape(-1, 1, 1),
         None if positions is None else positions.reshape(1, -1, 1),
-        None if dims is None else np.broadcast_to(dims, (1, heads, 1, dims.shape[_DIM])).reshape(1, 1, -1),
+        flat,
     ]
+
+
+def _mark(c: Coupling, sides: Sequence[_Heads]) -> None:
+    for side in sides:
+        c.mark(side.layout[_HEAD], "head")
+        c.mark(side.layout[_DIM], "head-dim")
 
 
 @coupling_rule("Attention")
@@ -107,6 +137,8 @@ def attention(c: Coupling, node: Node) -> None:
         _pin_axes(c, node, [_ROW], sides, "each sample has a length of its own")
     _tie(c, node, q, k, (_ROW, _HEAD, _DIM))
     _tie(c, node, q, v, (_ROW, _HEAD))
+    _balance(c, node, sides)
+    _mark(c, sides)
     keys = c.tie(k.layout[_POSITION], v.layout[_POSITION], node)
     for value, side in zip(past, (k, v), strict=True):
         if value is not None:
@@ -167,43 +199,65 @@ def linear_attention(c: Coupling, node: Node) -> None:
         return
     q, k, v = sides
     _pin_axes(c, node, [_POSITION], sides, "LinearAttention reads this axis in order")
-    _tie(c, node, q, k, (_ROW, _DIM))
-    _tie(c, node, q, v, (_ROW,))
-    past, decay, beta = node.input(3), node.input(4), node.input(5)
-    keys, values = k.layout[_DIM], v.layout[_DIM]
+    _tie(c, node, q, k, (_ROW, _HEAD, _DIM))
+    _tie(c, node, q, v, (_ROW, _HEAD))
+    _balance(c, node, sides)
+    _mark(c, sides)
+    past, keys, values = node.input(3), k.layout[_DIM], v.layout[_DIM]
     columns = None if keys is None else keys.swapaxes(2, 3)
+    state = [q.layout[_ROW], k.layout[_HEAD], columns, values]
     if past is not None:
-        for axis, labels in ((0, q.layout[_ROW]), (1, None), (2, columns), (3, values)):
+        for axis, labels in enumerate(state):
             c.define(past, axis, labels, node)
-    if decay is not None:
-        c.pin_axis(decay, 1, node, "LinearAttention reads this axis in order")
-        flat = c.plain(decay, 2)
-        gate = None if keys is None else keys.reshape(-1)
-        if decay.shape is not None and k.value.shape is not None and decay.shape[2] == k.value.shape[2]:
-            c.tie(flat, gate, node)
-        else:
-            c.pin(flat, node, "each head has a gate of its own")
-    if beta is not None:
-        c.pin_axis(beta, 1, node, "LinearAttention reads this axis in order")
-        c.pin_axis(beta, 2, node, "each head has a gate of its own")
-    layout = [*q.layout[:_DIM], _spread(values, q.count)]
-    c.set(node.outputs[0], _result(node.outputs[0], layout, q.count))
+    for value in node.inputs[4:6]:
+        if value is not None:
+            _gate(c, node, value, k)
+    c.set(node.outputs[0], _result(node.outputs[0], [*q.layout[:_DIM], _spread(values, q.count)], q.count))
     for value in node.outputs[1:]:
-        c.set(value, [q.layout[_ROW], None, columns, values])
+        c.set(value, state)
+
+
+def _gate(c: Coupling, node: Node, value: Value, keys: _Heads) -> None:
+    """A decay or update rate [batch, positions, heads], or one for each dim of the keys."""
+    c.pin_axis(value, 1, node, "LinearAttention reads this axis in order")
+    flat, own = c.plain(value, 2), keys.layout[_HEAD]
+    if value.shape is not None and keys.value.shape is not None and value.shape[2] == keys.value.shape[2]:
+        own = keys.layout[_DIM] if own is None else own
+        if own is not None:
+            own = np.broadcast_to(own, (1, keys.count, 1, int(value.shape[2] or 0) // keys.count))
+    if flat is not None and len(flat) > 1:
+        c.tie(flat, None if own is None else own.reshape(-1), node, "the heads are fixed")
 
 
 @extent_rule("Attention", "LinearAttention")
 def attention_extents(new: Node, old: Node, kept: Kept) -> None:
-    """The scale that a head's depth implies is spelt out when the depth changes."""
-    q = old.inputs[0]
-    assert q is not None and q.shape is not None
-    axis = len(q.shape) - 1
-    depth = q.shape[axis]
-    if old.attribute("scale", 0.0) or not isinstance(depth, int) or kept.count(q, axis) == depth:
-        return
+    """Numbers of heads follow; the scale that a head's depth implies is spelt out when the depth changes."""
+    q, k = old.inputs[0], old.inputs[1]
+    assert q is not None and k is not None and q.shape is not None
+    depth = q.shape[-1]
     if len(q.shape) == 3:
-        depth //= int(old.attribute("q_num_heads"))
-    new.attributes["scale"] = 1 / math.sqrt(depth)
+        depth = int(depth or 0) // int(old.attribute("q_num_heads"))
+        for name, value in (("q_num_heads", q), ("kv_num_heads", k)):
+            new.attributes[name] = _heads_left(value, int(old.attribute(name)), kept)
+        left = kept.count(q, 2) // new.attributes["q_num_heads"]
+    else:
+        left = kept.count(q, 3)
+    if not old.attribute("scale", 0.0) and isinstance(depth, int) and left != depth:
+        new.attributes["scale"] = 1 / math.sqrt(depth)
+
+
+def _heads_left(value: Value, heads: int, kept: Kept) -> int:
+    """How many heads of a packed operand stay: fewer only where each moves as a whole."""
+    labels = kept.labels(value, 2)
+    if labels is None:
+        return heads
+    return kept.count(value, 2) // (labels.size // heads) if whole_heads(labels, heads) else heads
+
+
+def whole_heads(labels: np.ndarray, heads: int) -> bool:
+    """True when all dims of each head of a packed operand carry one label."""
+    rows = labels.reshape(heads, -1)
+    return bool((rows == rows[:, :1]).all())
 
 
 @coupling_rule("RotaryEmbedding")
@@ -232,19 +286,20 @@ def rotary_embedding(c: Coupling, node: Node) -> None:
             angles.append(dims.take(member, axis=_DIM))
     else:
         angles.append(None)
+    _mark(c, [side])
     first, *others = angles
     for other in others:
         first = c.tie(first, other, node, "the other member of the pair, or its angle, is fixed")
-    if first is None:
-        for labels in angles:
-            c.pin(labels, node, "the other member of the pair, or its angle, is fixed")
+    _balance(c, node, [side])
     c.set(node.outputs[0], c.layout(x))
 
 
 @extent_rule("RotaryEmbedding")
 def rotary_extents(new: Node, old: Node, kept: Kept) -> None:
-    """The number of dims that turn is twice that of the angles."""
-    table = old.inputs[1]
-    assert table is not None
+    """The number of dims that turn is twice that of the angles; that of heads follows."""
+    x, table = old.inputs[0], old.inputs[1]
+    assert x is not None and table is not None
+    if x.rank == 3:
+        new.attributes["num_heads"] = _heads_left(x, int(old.attribute("num_heads")), kept)
     if old.attribute("rotary_embedding_dim", 0) and kept.touches(table):
         new.attributes["rotary_embedding_dim"] = 2 * kept.count(table, (table.rank or 1) - 1)

@@ -151,7 +151,7 @@ def causal_conv(c: Coupling, node: Node) -> None:
 
 @coupling_rule("MaxPool", "AveragePool", "LpPool")
 def pool(c: Coupling, node: Node) -> None:
-    """Batch and channels pass; space is fixed. Places are counted through the channels: only MaxUnpool may read them."""
+    """Batch and channels pass; space is fixed. Places count through the channels: only MaxUnpool may read them."""
     x = node.inputs[0]
     assert x is not None
     fix_space(c, x, node)

@@ -34,6 +34,7 @@ def recurrent(c: Coupling, node: Node) -> None:
     samples, features = c.plain(x, batch), c.plain(x, 2)
     directions, _, hidden = r.static_shape
     units = c.partition.fresh((directions, hidden))
+    c.mark(units, "hidden unit")
     c.set_plain(w, 2, features, node)
     c.define(r, 2, units.reshape(directions, 1, hidden), node)
     gates = GATES[node.op]
