@@ -6,10 +6,11 @@ The exporter's own optimiser stays off, for it would fold BatchNorm and transpos
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -181,18 +182,15 @@ def _leaf_names(item: Any, given: Any) -> Iterator[dict[int, str]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's remarks on itself (packages that it does not find, its own deprecations)."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    """Keep back what torch prints and logs of its work; what is wrong is in its exceptions."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)
 
 
 _HINTS = (

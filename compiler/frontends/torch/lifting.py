@@ -19,7 +19,7 @@ from compiler.frontends.onnx.bind import bind_shapes
 from compiler.frontends.onnx.lift import lift
 from compiler.frontends.onnx.normalise import normalise
 from compiler.frontends.torch.capture import Captured, tensor_key
-from compiler.ir import ArrayConstant, Constant, Graph, Origin, SecateurError, Value, infer_shapes, verify
+from compiler.ir import ArrayConstant, Constant, Graph, Origin, Value, infer_shapes, verify
 
 _SMALL = 1024
 """Constants of up to this many elements stay in the model while it is lifted, for onnx to read shapes from."""
@@ -38,7 +38,7 @@ def lift_program(captured: Captured, shapes: Mapping[str, Sequence[int]], name: 
     parameters = _rename_weights(model, captured.names)
     _fold_shapes(model, parameters)
     paths = {output.name: _path(node) for node in model.graph for output in node.outputs}
-    weights = _take_weights(model, parameters)
+    weights = _take_weights(model)
     proto = onnx_ir.to_proto(model)
     bind_shapes(proto.graph, shapes, weights)
     graph = lift(normalise(proto, allow_unknown=False), weights, name)
@@ -94,17 +94,14 @@ def _path(node: onnx_ir.Node) -> str:
     return "" if path.startswith("_empty_nn_module_stack") else path  # torch's own name for "outside of any module"
 
 
-def _take_weights(model: onnx_ir.Model, parameters: set[str]) -> dict[str, Constant]:
+def _take_weights(model: onnx_ir.Model) -> dict[str, Constant]:
     """Copies of the weights, so that training the module leaves the graph alone; larger ones leave the model."""
     weights: dict[str, Constant] = {}
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.size <= _SMALL:
             continue
-        data = np.array(tensor.numpy())
-        if data.dtype.kind == "V" and str(tensor.dtype) != str(data.dtype):
-            raise SecateurError("E_UNSUPPORTED", f"weight {name!r} has the unknown type {tensor.dtype}", where=name)
-        weights[name] = ArrayConstant(data)
+        weights[name] = ArrayConstant(np.array(tensor.numpy()))
         model.graph.initializers.pop(name)
         model.graph.inputs.append(value)
         value.const_value = None
