@@ -39,8 +39,10 @@ def write_module(
     write_tensors(edits, module, tensors, values)
     nodes: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        if node.origin is not None and node.origin.framework == "torch":
-            nodes.setdefault(node.origin.path, []).append(node)
+        # A graph that was saved and loaded again has the path in its nodes' names only: `layer1.0.conv1/Conv`.
+        known = node.origin is not None and node.origin.framework == "torch"
+        path = node.origin.path if known and node.origin is not None else node.name.rpartition("/")[0]
+        nodes.setdefault(path, []).append(node)
     own: dict[nn.Module, list[Node]] = {}
     for path, part in module.named_modules(remove_duplicate=False):
         own.setdefault(part, []).extend(nodes.get(path, []))

@@ -230,9 +230,9 @@ def _whole(value: Value) -> Region:
 
 
 def _lost(name: str, what: str) -> SecateurError:
+    hint = "give back a graph that was loaded from this module and only pruned: without simplify(batchnorm=true)"
+    if "parametrizations" in name:
+        hint = "before load, make it a plain weight: torch.nn.utils.parametrize.remove_parametrizations"
     return SecateurError(
-        "E_TORCH_WRITE_BACK",
-        f"the weight {name!r} {what}, so the module cannot have it back",
-        where=name,
-        hint="give back a graph that was loaded from this module and only pruned: without simplify(batchnorm=true)",
+        "E_TORCH_WRITE_BACK", f"the weight {name!r} {what}, so the module cannot have it back", where=name, hint=hint
     )

@@ -25,32 +25,19 @@ aten = torch.ops.aten
 Shape = tuple[int, ...]
 
 
-class TracedModule(fx.GraphModule):
-    """A module as torch.export traced it, with its parameters under their own names; it trains.
-
-    BatchNorm follows train() and eval(); dropout was traced in evaluation mode and is gone.
-    """
-
-    def train(self, mode: bool = True) -> TracedModule:
-        """Set the mode, also of the normalisations in the trace."""
-        for node in self.graph.nodes:
-            if node.target is aten.batch_norm.default:
-                node.update_arg(5, mode)
-        self.recompile()
-        super().train(mode)
-        return self
-
-
 def write_traced(
     graph: Graph, module: nn.Module, tensors: Tensors, values: dict[str, np.ndarray], call: Call, reference: Reference
 ) -> nn.Module:
-    """A traced module that computes what `graph` does; E_TORCH_WRITE_BACK when it cannot be made exact."""
+    """A traced module that computes what `graph` does; E_TORCH_WRITE_BACK when it cannot be made exact.
+
+    Its parameters keep their names, and BatchNorm follows train() and eval(); dropout was traced in evaluation
+    mode and is gone.
+    """
     mode = module.training
     program = capture(module, call.args, call.kwargs, call.dynamic_shapes).program
     source = program.module(check_guards=False)
     _trainable_norms(source)
-    traced = TracedModule(source, source.graph, type(module).__name__)
-    traced.eval()
+    traced = fx.GraphModule(source, source.graph, type(module).__name__)
     inputs = torch.utils._pytree.tree_leaves((call.args, call.kwargs))
     with evaluating(traced), torch.no_grad():
         before = _Shapes(traced)
@@ -79,14 +66,15 @@ def _failed(module: nn.Module, place: str, problem: str) -> CheckFailed:
 
 
 def _trainable_norms(module: fx.GraphModule) -> None:
-    """Make the frozen BatchNorms of a trace ordinary ones, which can be trained."""
+    """Make the frozen BatchNorms of a trace ordinary ones, which ask the module whether it trains."""
     frozen = aten._native_batch_norm_legit_no_training.default
     for node in list(module.graph.nodes):
         if node.target is not frozen or any(n.args[1] != 0 for n in node.users if n.users):
             continue
         x, weight, bias, mean, variance, momentum, epsilon = node.args
         with module.graph.inserting_before(node):
-            arguments = (x, weight, bias, mean, variance, False, momentum, epsilon, True)
+            training = module.graph.create_node("get_attr", "training")
+            arguments = (x, weight, bias, mean, variance, training, momentum, epsilon, True)
             norm = module.graph.call_function(aten.batch_norm.default, arguments)
         norm.meta = dict(node.meta)
         for user in list(node.users):
