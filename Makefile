@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
-.PHONY: help demo test check format bench conformance clean
+.PHONY: help demo test check format bench bench-size conformance clean
 help:
 	@echo "make demo         compile, prune, run and measure the bundled model"
 	@echo "make test         run the tests"
 	@echo "make check        formatter, linter, types"
 	@echo "make bench        our time over ONNX Runtime's on MobileNetV2 and ResNet-18"
+	@echo "make bench-size   grouping and pruning of 10,000 layers and of 8 billion parameters"
 	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
 	@echo "make clean        remove the virtual environment and what the demo made"
 
@@ -49,6 +50,9 @@ format: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_models
 	$(BIN)/python -m tests.benchmarks.bench_road
+
+bench-size: $(VENV)/.installed-test
+	$(BIN)/python -m tests.benchmarks.bench_size
 
 conformance: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) tests/conformance

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from compiler.ir import Graph, Value, infer_shapes
@@ -139,9 +141,12 @@ def _select(data: Constant, layout: UnitLayout, flags: np.ndarray) -> Constant:
 
 def _rename_clashes(graph: Graph) -> None:
     """Give operands that several nodes used to share, and that now differ, names of their own."""
+    names = {v.name for v in graph.values()}
     seen: dict[str, Value] = {}
     for value in graph.constants():
-        other = seen.setdefault(value.name, value)
-        if other is not value:
-            value.name = graph.fresh_name(value.name)
-            seen[value.name] = value
+        if seen.setdefault(value.name, value) is value:
+            continue
+        number = itertools.count(1)
+        value.name = next(n for i in number if (n := f"{value.name}_{i}") not in names)
+        names.add(value.name)
+        seen[value.name] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def main() -> None:
             build(pruned, Path(folder) / "artifact")
             marks.append(time.perf_counter())
         steps = ("load", "simplify", "group", "prune", "build")
-        seconds = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        seconds = [b - a for a, b in itertools.pairwise(marks)]
         shown = "  ".join(f"{step} {s:.2f}" for step, s in zip(steps, seconds, strict=True))
         print(f"{name}: {len(graph.nodes)} nodes, {len(groups)} groups; {shown}; in all {marks[-1] - marks[0]:.1f} s")
 
