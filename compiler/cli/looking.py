@@ -52,7 +52,8 @@ def _tree(groups: Groups) -> Tree:
     tree = Tree(f"{len(groups)} dependency groups, {groups.unit_count} units")
     for group in groups:
         constraint = f", balanced in {group.balanced} blocks" if group.balanced > 1 else ""
-        branch = tree.add(Text(group.name, style="bold") + Text(f": {group.units} {group.kind}s{constraint}"))
+        carried = f"; each carries {count(group.params_per_unit)} parameters, {count(group.macs_per_unit)} MACs"
+        branch = tree.add(Text(group.name, style="bold") + Text(f": {group.units} {group.kind}s{constraint}{carried}"))
         for member in group.members[:12]:
             branch.add(Text(f"{member}  ({member.positions} positions; {', '.join(n.op for n in member.nodes)})"))
         if len(group.members) > 12:
@@ -69,6 +70,8 @@ def _groups_result(groups: Groups, difference: float | None) -> dict[str, Any]:
                 "units": g.units,
                 "blocks": [len(b) for b in g.blocks],
                 "step": list(g.step),
+                "params_per_unit": g.params_per_unit,
+                "macs_per_unit": g.macs_per_unit,
                 "members": [
                     {
                         "value": m.value.name,

@@ -96,7 +96,7 @@ def count(number: float) -> str:
     for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(number) >= limit:
             return f"{number / limit:.2f}{suffix}"
-    return f"{number:g}"
+    return f"{number:.4g}"
 
 
 def size(number: float) -> str:

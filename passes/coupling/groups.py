@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 import passes.coupling.rules  # noqa: F401  (registers the rules)
-from compiler.ir import Graph, Node, Value
+from compiler.ir import Graph, Node, Value, node_macs
+from compiler.ir.cost import is_parameter
 from passes.coupling.extents import UnitLayout
 from passes.coupling.partition import Partition
 from passes.coupling.solver import Coupling, Pin, Place
@@ -25,11 +26,16 @@ _MAX_SEARCH = 12
 
 @dataclass(frozen=True)
 class Member:
-    """One axis of one constant that a group moves. positions: how many of the axis's positions belong to it."""
+    """One axis of one constant that a group moves.
+
+    positions: how many positions of the axis (in one row, where it is conditional) belong to the group.
+    elements: how many elements of the constant lie there. nodes: those that read the constant.
+    """
 
     value: Value
     axis: int
     positions: int
+    elements: int
     nodes: tuple[Node, ...] = ()
 
     def __str__(self) -> str:
@@ -61,6 +67,19 @@ class Group:
     def units(self) -> int:
         """How many units the group holds in all."""
         return sum(len(b) for b in self.blocks)
+
+    @property
+    def params_per_unit(self) -> float:
+        """Parameters that one unit carries on average; those between two of its axes count twice."""
+        return sum(m.elements for m in self.members if is_parameter(m.value)) / self.units
+
+    @property
+    def macs_per_unit(self) -> float:
+        """Multiply-accumulates that one unit carries on average, symbolic extents counting as 1."""
+        return (
+            sum(node_macs(n) * m.elements / m.value.data.size for m in self.members for n in m.nodes if m.value.data)
+            / self.units
+        )
 
     @property
     def balanced(self) -> int:
@@ -355,9 +374,12 @@ def _members(
                 continue
             units = layouts[value][axis]
             if units is not None:
-                groups, counts = np.unique(group_of[np.unique(units[units >= 0])], return_counts=True)
+                groups, counts = np.unique(group_of[units[units >= 0]], return_counts=True)
+                rows, share = units.size // units.shape[axis], value.data.size // units.size if value.data else 0
                 for g, n in zip(groups.tolist(), counts.tolist(), strict=True):
-                    members.setdefault(g, []).append(Member(value, axis, n, tuple(uses[value])))
+                    members.setdefault(g, []).append(
+                        Member(value, axis, -(-n // rows), n * share, tuple(uses.get(value, ())))
+                    )
             roots = coupling.partition.find(labels)
             if units is not None:
                 roots = roots[np.broadcast_to(units, roots.shape) < 0]
