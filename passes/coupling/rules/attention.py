@@ -219,6 +219,8 @@ def linear_attention(c: Coupling, node: Node) -> None:
 
 def _gate(c: Coupling, node: Node, value: Value, keys: _Heads) -> None:
     """A decay or update rate [batch, positions, heads], or one for each dim of the keys."""
+    rows = keys.layout[_ROW]
+    c.set_plain(value, 0, None if rows is None else rows.ravel(), node)
     c.pin_axis(value, 1, node, "LinearAttention reads this axis in order")
     flat, own = c.plain(value, 2), keys.layout[_HEAD]
     if value.shape is not None and keys.value.shape is not None and value.shape[2] == keys.value.shape[2]:

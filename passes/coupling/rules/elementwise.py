@@ -65,7 +65,7 @@ def cast_like(c: Coupling, node: Node) -> None:
     c.set(node.outputs[0], c.layout(x))
 
 
-@coupling_rule("Softmax", "LogSoftmax", "Hardmax")
+@coupling_rule("Softmax", "LogSoftmax")
 def softmax(c: Coupling, node: Node) -> None:
     """Equivariant along its own axis; other axes may not be conditional on it, since it mixes its positions."""
     x = node.inputs[0]
@@ -84,8 +84,9 @@ def resize(c: Coupling, node: Node) -> None:
     if sizes is not None and not sizes.is_constant:
         c.refuse(node, "Resize to sizes that are computed at run time")
         return
+    stretched = node.attribute("keep_aspect_ratio_policy", "stretch") == "stretch"
     for axis in range(len(x.shape)):
-        unchanged = axis not in axes or (x.shape[axis] == y.shape[axis] and not _scaled(node, axis))
+        unchanged = axis not in axes or (stretched and x.shape[axis] == y.shape[axis] and not _scaled(node, axis))
         if not unchanged:
             c.pin_axis(x, axis, node, "Resize resamples this axis")
             c.decondition(x, axis)

@@ -28,6 +28,14 @@ def top_k(c: Coupling, node: Node) -> None:
         c.set(value, layout)
 
 
+@coupling_rule("Hardmax")
+def hard_max(c: Coupling, node: Node) -> None:
+    """One for the first of the largest along an axis: equals are told apart by their order."""
+    x = node.inputs[0]
+    assert x is not None
+    c.set(node.outputs[0], pinned_positions(c, node, x, int(node.attribute("axis", -1))))
+
+
 @coupling_rule("ArgMax", "ArgMin")
 def arg_max(c: Coupling, node: Node) -> None:
     """Where the largest along one axis is."""
