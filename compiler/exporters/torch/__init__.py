@@ -39,15 +39,18 @@ def export_torch(
     """
     require_torch()
     from compiler.exporters.torch.edits import Edits, write_module
-    from compiler.exporters.torch.tensors import Tensors, new_tensors
+    from compiler.exporters.torch.tensors import Tensors, Trace, new_tensors
     from compiler.exporters.torch.traced import write_traced
     from compiler.exporters.torch.verifying import Reference, example_call
+    from compiler.frontends.torch.capture import quiet
 
     call = example_call(graph, module, args, kwargs)
     reference = Reference(graph, module, call)
-    target = module if inplace else copy.deepcopy(module)
+    with quiet():
+        target = module if inplace else copy.deepcopy(module)
+    trace = Trace(target, call)
     tensors = Tensors.of(target)
-    values = new_tensors(graph, target, tensors, call)
+    values = new_tensors(graph, tensors, trace)
     edits = Edits()
     try:
         write_module(edits, target, graph, tensors, values)
@@ -65,4 +68,4 @@ def export_torch(
             where=type(module).__name__,
             hint="write sizes in forward in terms of x.shape, or take the traced module: export(graph, module)",
         )
-    return write_traced(graph, target, tensors, values, call, reference)
+    return write_traced(graph, trace, tensors, values, reference)

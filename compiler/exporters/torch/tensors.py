@@ -6,15 +6,17 @@ an LSTM's gates in ONNX's order). Those steps only move elements, so each has an
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import nn
 
-from compiler.frontends.torch import load_torch
-from compiler.frontends.torch.capture import Call, TensorKey, tensor_key
+from compiler.frontends.torch.capture import Call, Captured, TensorKey, capture, tensor_key
+from compiler.frontends.torch.lifting import lift_program
 from compiler.ir import Graph, Node, SecateurError, Value
 from compiler.ir.proto import all_constants
 
@@ -47,25 +49,54 @@ class Tensors:
         return self.by_key.get(tensor_key(tensor))
 
 
-def new_tensors(graph: Graph, module: nn.Module, tensors: Tensors, call: Call) -> dict[str, np.ndarray]:
+class Trace:
+    """The unpruned module traced again, once and only if somebody asks."""
+
+    def __init__(self, module: nn.Module, call: Call) -> None:
+        self.module = module
+        self.call = call
+
+    @cached_property
+    def captured(self) -> Captured:
+        """torch's own trace, whose tensors are the module's."""
+        return capture(self.module, self.call.args, self.call.kwargs, self.call.dynamic_shapes)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The trace as a graph: what `load` made of the module."""
+        return lift_program(self.captured, {}, type(self.module).__name__)
+
+
+def new_tensors(graph: Graph, tensors: Tensors, trace: Trace) -> dict[str, np.ndarray]:
     """The value that the graph gives to each of the module's tensors that it uses, in the module's layout.
 
     Raises E_TORCH_WRITE_BACK for a parameter that the network uses and the graph does not hold.
     """
     constants = {v.name: v for v in all_constants(graph)}
-    found = {name: constants[name].numpy() for name in tensors.shapes if name in constants}
+    found = {name: array for name in tensors.shapes if (array := _by_name(name, constants)) is not None}
     if not tensors.parameters <= found.keys():
         # Unused, or held in another layout: tracing the module again tells.
-        unpruned = load_torch(module, call.args, call.kwargs, call.dynamic_shapes)
-        used = {v.name for v in all_constants(unpruned)}
-        inverse = _Inverse(unpruned, constants, found)
-        for name in sorted(tensors.parameters & used):
+        inverse = _Inverse(trace.graph, constants, found)
+        for name in sorted(tensors.parameters & {v.name for v in all_constants(trace.graph)}):
             inverse.require(name)
         found = inverse.found
     for name, array in found.items():
         if array.ndim != len(tensors.shapes[name]):
             raise _lost(name, "has another rank in the graph")
     return found
+
+
+def _by_name(name: str, constants: dict[str, Value]) -> np.ndarray | None:
+    """A weight that the graph holds as it is, or transposed as MatMul wants a Linear's; None when it does neither."""
+    claims = [constants[name].numpy()] if name in constants else []
+    for count in itertools.count():
+        other = constants.get(f"{name}.T_{count}" if count else f"{name}.T")
+        if other is None or other.rank != 2:
+            break
+        claims.append(other.numpy().T)
+    if any(c.shape != claims[0].shape or not np.array_equal(c, claims[0]) for c in claims[1:]):
+        raise _lost(name, "is shared, and was pruned differently in two places")
+    return claims[0] if claims else None
 
 
 Region = tuple[tuple[int, int], ...]

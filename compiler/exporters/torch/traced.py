@@ -15,9 +15,9 @@ import torch
 from torch import fx, nn
 
 from compiler.exporters.torch.edits import Edits, write_tensors
-from compiler.exporters.torch.tensors import Tensors, reshaped_back
+from compiler.exporters.torch.tensors import Tensors, Trace, reshaped_back
 from compiler.exporters.torch.verifying import Reference
-from compiler.frontends.torch.capture import Call, capture, evaluating
+from compiler.frontends.torch.capture import evaluating
 from compiler.ir import CheckFailed, Graph, Node, Value
 from compiler.ir.proto import all_constants
 
@@ -26,16 +26,15 @@ Shape = tuple[int, ...]
 
 
 def write_traced(
-    graph: Graph, module: nn.Module, tensors: Tensors, values: dict[str, np.ndarray], call: Call, reference: Reference
+    graph: Graph, trace: Trace, tensors: Tensors, values: dict[str, np.ndarray], reference: Reference
 ) -> nn.Module:
     """A traced module that computes what `graph` does; E_TORCH_WRITE_BACK when it cannot be made exact.
 
     Its parameters keep their names, and BatchNorm follows train() and eval(); dropout was traced in evaluation
     mode and is gone.
     """
-    mode = module.training
-    program = capture(module, call.args, call.kwargs, call.dynamic_shapes).program
-    source = program.module(check_guards=False)
+    module, call = trace.module, trace.call
+    source = trace.captured.program.module(check_guards=False)
     _trainable_norms(source)
     traced = fx.GraphModule(source, source.graph, type(module).__name__)
     inputs = torch.utils._pytree.tree_leaves((call.args, call.kwargs))
@@ -52,7 +51,7 @@ def write_traced(
     traced.recompile()
     if (problem := reference.problem(traced)) is not None:
         raise _failed(module, rewriting.place, problem)
-    return traced.train(mode)
+    return traced.train(module.training)
 
 
 def _failed(module: nn.Module, place: str, problem: str) -> CheckFailed:

@@ -79,7 +79,7 @@ def capture(source: Any, args: Sequence[Any] | None, kwargs: dict[str, Any], dyn
 
 def trace(module: nn.Module, call: Call) -> ExportedProgram:
     """The module in evaluation mode as an ExportedProgram; E_TORCH_EXPORT when torch cannot make one."""
-    with evaluating(module), _quiet(), torch.no_grad():
+    with evaluating(module), quiet(), torch.no_grad():
         try:
             return torch.export.export(
                 module, call.args, call.kwargs, dynamic_shapes=_torch_dimensions(module, call), strict=False
@@ -120,7 +120,7 @@ def _names(*groups: Mapping[str, Any]) -> dict[TensorKey, str]:
 def _to_onnx(
     program: ExportedProgram, names: dict[TensorKey, str], dimensions: tuple[dict[int, str], ...] = ()
 ) -> Captured:
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         try:
             onnx = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=MIN_OPSET)
         except Exception as error:
@@ -181,7 +181,7 @@ def _leaf_names(item: Any, given: Any) -> Iterator[dict[int, str]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep back what torch prints and logs of its work; what is wrong is in its exceptions."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
