@@ -60,6 +60,13 @@ RECURRENT: dict[str, tuple[str, list[str]]] = {
         z = LSTM<hidden_size=8>(x2, w2, r2, , , ah, ac) y = MatMul(z, h) }""",
         ["w1[1]: 8"],
     ),
+    "two layers that share zero states": (
+        """(float[5,2,4] x, float[1,32,4] w1, float[1,32,8] r1, float[1,32,8] w2, float[1,32,8] r2, float[8,5] h)
+        => (float[5,1,2,5] y) { n = Constant<value_ints=[1,2,8]>() s0 = ConstantOfShape(n)
+        a = LSTM<hidden_size=8>(x, w1, r1, , , s0, s0) ax = Constant<value_ints=[1]>() b = Squeeze(a, ax)
+        z = LSTM<hidden_size=8>(b, w2, r2, , , s0, s0) y = MatMul(z, h) }""",
+        ["w1[1]: 8", "w2[1]: 8"],
+    ),
     "zero states of a dynamic batch": (
         """(float[5,N,4] x, float[1,32,4] w, float[1,32,8] r, float[8,5] h) => (float[1,N,5] y) {
         m = Shape<start=1,end=2>(x) one = Constant<value_ints=[1]>() eight = Constant<value_ints=[8]>()

@@ -13,6 +13,20 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 _PEEPHOLES = 3
 _STATES = (5, 6)
+_MOVING = (
+    "Cast",
+    "Concat",
+    "Expand",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+)
+_MOVING += ("Unsqueeze",)
 
 
 @coupling_rule(*GATES)
@@ -48,7 +62,11 @@ def recurrent(c: Coupling, node: Node) -> None:
         c.set_plain(lengths, 0, samples, node)
     state = [1, directions, hidden] if batch_first else [directions, 1, hidden]
     for value in (node.input(i) for i in _STATES):
-        if value is not None and not _is_zero(value):
+        if value is None or (value.is_constant and _is_zero(value)):
+            continue
+        if _is_zero(value):
+            c.pin_value(value, node, "zero states are left out")
+        else:
             c.define(value, 1 - batch, None, node)
             c.set_plain(value, batch, samples, node)
             c.define(value, 2, units.reshape(state), node)
@@ -63,28 +81,25 @@ def recurrent(c: Coupling, node: Node) -> None:
 
 
 def _is_zero(value: Value) -> bool:
-    """True for a state that is computed, and always zero, which is what an omitted state is."""
+    """True for a state that is always zero, which is what an omitted state is; its shape then couples nothing."""
     node = value.producer
+    if value.data is not None:
+        return not np.any(value.numpy())
     if node is None or node.domain:
         return False
     if node.op == "ConstantOfShape":
         fill = node.attribute("value")
         return fill is None or not np.any(fill)
-    if node.op == "Expand":
-        x = node.inputs[0]
-        return x is not None and x.data is not None and x.data.size == 1 and not np.any(x.numpy())
-    return False
+    read = node.inputs if node.op == "Concat" else node.inputs[:1]
+    return node.op in _MOVING and all(v is not None and _is_zero(v) for v in read)
 
 
 @extent_rule(*GATES)
 def recurrent_extents(new: Node, old: Node, kept: Kept) -> None:
-    """`hidden_size` follows; zero states whose shape spells the old width are left out."""
+    """`hidden_size` follows; zero states, whose shape may spell the old width, are left out."""
     r = old.inputs[2]
     assert r is not None and r.shape is not None
-    hidden = kept.count(r, 2)
-    if hidden == r.shape[2]:
-        return
-    new.attributes["hidden_size"] = hidden
+    new.attributes["hidden_size"] = kept.count(r, 2)
     for index in _STATES:
         state = old.input(index)
         if state is not None and _is_zero(state):
