@@ -16,6 +16,9 @@ from compiler.errors import SecateurError
 from compiler.ir.graph import Dim, Graph, Node, Value
 from compiler.ir.proto import model_proto
 
+_LIKE_FIRST_OPERAND = ("GroupNormalization",)
+"""Standard operators that a function defines, through which onnx loses the shape; results are like the operand."""
+
 ShapeRule = Callable[[Node], list[tuple[np.dtype | None, tuple[Dim, ...] | None]]]
 """Given a node whose inputs are typed, the (dtype, shape) of each output."""
 
@@ -26,7 +29,7 @@ _SHAPE_DATA_LIMIT = 1024
 
 
 def shape_rule(op: str, domain: str) -> Callable[[ShapeRule], ShapeRule]:
-    """Register the shape rule of `domain::op`, an operator whose shapes onnx does not infer."""
+    """Register the shape rule of `domain::op`, an operator that onnx does not know."""
 
     def register(rule: ShapeRule) -> ShapeRule:
         SHAPE_RULES[domain, op] = rule
@@ -71,6 +74,11 @@ def _refine(
 
 def _infer_standard(graph: Graph) -> None:
     skeleton = model_proto(graph, data_limit=_SHAPE_DATA_LIMIT)
+    for node in skeleton.graph.node:
+        if node.op_type in _LIKE_FIRST_OPERAND and not node.domain:
+            node.op_type = "Identity"
+            del node.input[1:]
+            del node.attribute[:]
     for info in skeleton.graph.output:  # stale output shapes must not constrain inference
         info.type.tensor_type.ClearField("shape")
     try:
@@ -125,14 +133,6 @@ def _read_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
         return int(dim.dim_value)
     return dim.dim_param or None
-
-
-@shape_rule("GroupNormalization", domain="")
-def _like_input(node: Node) -> list[tuple[np.dtype | None, tuple[Dim, ...] | None]]:
-    """Standard, but defined by a function whose extents onnx does not infer."""
-    x = node.inputs[0]
-    assert x is not None
-    return [(x.dtype, x.shape)]
 
 
 def same_type(a: Value, b: Value) -> bool:
