@@ -58,7 +58,16 @@ def page() -> str:
     """The whole page: the table, and why some architectures keep much of their parameters."""
     rows = [row(name, entry) for name, entry in zoo().items()]
     reasons = [f"- **{name}**: {entry.explain}" for name, entry in zoo().items() if entry.explain]
-    faults = [f"- **{name}**: {entry.fault}" for name, entry in zoo().items() if entry.fault]
+    faults = [
+        f"- **{name}**{where}: {fault}"
+        for name, entry in zoo().items()
+        for where, fault in (
+            ("", entry.fault),
+            (" with whole heads", entry.heads_fault),
+            (" with a symbolic batch", entry.batch_fault),
+        )
+        if fault
+    ]
     text = _INTRODUCTION + "\n".join(rows) + "\n"
     if reasons:
         text += "\n## More than a fifth is fixed\n\n" + "\n".join(reasons) + "\n"

@@ -53,5 +53,9 @@ class Derain(nn.Module):
 
 NETWORKS = {
     # What enters a stage; the state with its gates, the candidate and the body's stream; three paths in each block.
-    "derain": Entry(exported(Derain, (1, 3, 12, 12)), ("16", "16", *["9"] * 3, *["11"] * 3))
+    "derain": Entry(
+        exported(Derain, (1, 3, 12, 12)),
+        ("16", "16", *["9"] * 3, *["11"] * 3),
+        batch_fault="ConstantOfShape of a Shape is taken for fixed, and follows the pruning all the same",
+    )
 }

@@ -122,14 +122,19 @@ class YOLO(nn.Module):
         for level, boxes, classes in zip((low, high), self.boxes, self.classes, strict=True):
             found.append(torch.cat([boxes(level), classes(level)], 1).flatten(2))
         boxes, classes = torch.cat(found, 2).split((16, 5), 1)
-        sides = self.bins(boxes.view(1, 4, 4, -1).transpose(1, 2).softmax(1)).view(1, 4, -1)
+        batch = x.shape[0]
+        sides = self.bins(boxes.view(batch, 4, 4, -1).transpose(1, 2).softmax(1)).view(batch, 4, -1)
         return torch.cat([sides, classes.sigmoid()], 1)
 
 
 NETWORKS = {
     # Backbone; laterals meet by addition, and what they are smoothed to meets in the shared head.
     "fpn": Entry(exported(PyramidDetector, (1, 3, 32, 32)), ("8", "12", "16", "20", "14", "15", "18", "13")),
-    "ssd": Entry(exported(SSD, (1, 3, 16, 16)), ("10", "16", "9", "18", "11", "20")),
+    "ssd": Entry(
+        exported(SSD, (1, 3, 16, 16)),
+        ("10", "16", "9", "18", "11", "20"),
+        batch_fault="Expand to a shape computed at run time pins what it repeats",
+    ),
     "yolo": Entry(
         exported(YOLO, (1, 3, 32, 32)),
         (
@@ -138,5 +143,6 @@ NETWORKS = {
             *("5", "5", "16", "17", "8", "8", "18", *["13"] * 2, *["15"] * 2),
             "4",  # a bin of all four distributions
         ),
+        batch_fault="Reshape to a shape computed at run time pins what it regroups",
     ),
 }

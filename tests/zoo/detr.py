@@ -120,6 +120,8 @@ NETWORKS = {
     "detr": Entry(
         exported(lambda: DETR(False), (1, 3, 16, 16)),
         (*_COMMON, *["14 in 2 blocks"] * 2, *["18 in 2 blocks"] * 2, *["20 in 2 blocks"] * 2, *["22 in 2 blocks"] * 2),
+        heads=("2",) * 4,
+        heads_fault="heads of constant queries are not found",
     ),
     # Of each deformable attention: its values, and its points (3 in each of 2 heads: two offsets and a weight each);
     # the first decoder's offsets and weights are constants.
@@ -130,5 +132,8 @@ NETWORKS = {
             *["6 in 2 blocks"] * 3,
         ),
         fault="GridSample unites the channels of different images, here heads, and fixes the sampled points",
+        heads=("2",) * 4,
+        one_batch=True,
+        heads_fault="heads on the batch axis of GridSample are not found",
     ),
 }

@@ -58,5 +58,6 @@ NETWORKS = {
     "dit": Entry(
         exported(DiT, (1, 4, 8, 8), (1,), ids(1)),
         ("16", "20", "18", "6", "32 in 4 blocks", "40", "40 in 4 blocks", "48"),
+        heads=("2",) * 2,
     )
 }

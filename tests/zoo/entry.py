@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import onnx
 import torch
@@ -21,20 +22,58 @@ OPSET = 18
 
 
 @dataclass(frozen=True)
+class Exported:
+    """A torch module and example inputs, of which a call makes the ONNX model.
+
+    The exporter is TorchScript's, which keeps BatchNorm as one node without folding it.
+    """
+
+    module: Callable[[], nn.Module]
+    inputs: tuple[tuple[int, ...] | torch.Tensor, ...]
+    opset: int = OPSET
+
+    def made(self) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+        """The module, the same one every time, and its arguments."""
+        torch.set_num_threads(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(repr(self.inputs).encode()))
+            net = self.module().eval()
+            _tell_channels_apart(net)
+            return net, tuple(torch.randn(i) if isinstance(i, tuple) else i for i in self.inputs)
+
+    def __call__(self, **options: Any) -> onnx.ModelProto:
+        """options: those of torch.onnx.export, over ours."""
+        return _export(*self.made(), {"opset_version": self.opset, **options})
+
+    def symbolic(self) -> onnx.ModelProto:
+        """The model whose inputs share a symbolic first extent, the batch."""
+        return self(dynamic_axes={f"x{i}": {0: "batch"} for i in range(len(self.inputs))})
+
+
+@dataclass(frozen=True)
 class Entry:
     """One network.
 
     build: makes the model. expected: the groups derived by hand, each as "width" or "width in k blocks", in any order;
     None where a derivation by hand is not to be trusted. ratio: the share of parameters that is pruned, lower
     than a half only where the architecture's fixed share forbids it. explain: why more than a fifth of the
-    parameters cannot be pruned. fault: what our engine does wrong here; the entry is then expected to fail.
+    parameters cannot be pruned. heads: the groups of whole attention heads, where those are asked for instead of
+    channels within heads. one_batch: the network itself takes one example at a time (its windows or volumes lie on
+    the batch axis).
+
+    The faults say what our engine does wrong here, so that a test is expected to fail: of the network as it is, with
+    whole heads, and with a symbolic batch.
     """
 
-    build: Callable[[], onnx.ModelProto]
+    build: Exported
     expected: tuple[str, ...] | None
     ratio: float = 0.5
     explain: str = ""
+    heads: tuple[str, ...] = ()
+    one_batch: bool = False
     fault: str = ""
+    heads_fault: str = ""
+    batch_fault: str = ""
 
 
 def ids(*shape: int) -> torch.Tensor:
@@ -42,24 +81,9 @@ def ids(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int64)
 
 
-def exported(
-    module: Callable[[], nn.Module], *inputs: tuple[int, ...] | torch.Tensor, opset: int = OPSET
-) -> Callable[[], onnx.ModelProto]:
-    """How to build the ONNX model of a module. A tuple is the shape of a floating-point input.
-
-    The exporter is TorchScript's, which keeps BatchNorm as one node without folding it.
-    """
-
-    def build() -> onnx.ModelProto:
-        torch.set_num_threads(1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(repr(inputs).encode()))
-            net = module().eval()
-            _tell_channels_apart(net)
-            arguments = tuple(torch.randn(i) if isinstance(i, tuple) else i for i in inputs)
-            return _export(net, arguments, opset)
-
-    return build
+def exported(module: Callable[[], nn.Module], *inputs: tuple[int, ...] | torch.Tensor, opset: int = OPSET) -> Exported:
+    """How to build the ONNX model of a module. A tuple is the shape of a floating-point input."""
+    return Exported(module, inputs, opset)
 
 
 def _tell_channels_apart(net: nn.Module) -> None:
@@ -75,7 +99,7 @@ def _tell_channels_apart(net: nn.Module) -> None:
                 tensor.normal_(0, 0.1)
 
 
-def _export(net: nn.Module, arguments: tuple[torch.Tensor, ...], opset: int) -> onnx.ModelProto:
+def _export(net: nn.Module, arguments: tuple[torch.Tensor, ...], options: dict[str, Any]) -> onnx.ModelProto:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -86,8 +110,8 @@ def _export(net: nn.Module, arguments: tuple[torch.Tensor, ...], opset: int) -> 
             dynamo=False,
             training=torch.onnx.TrainingMode.EVAL,
             do_constant_folding=False,
-            opset_version=opset,
             input_names=[f"x{i}" for i in range(len(arguments))],
+            **options,
         )
     return onnx.load_from_string(file.getvalue())
 

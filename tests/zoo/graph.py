@@ -36,7 +36,7 @@ class GraphAttention(nn.Module):
         self.out = nn.Sequential(nn.Linear(heads * depth, 30), nn.ReLU(), nn.Linear(30, 4))
 
     def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:
-        h = self.project(x).view(1, -1, self.heads, self.depth)
+        h = self.project(x).view(x.shape[0], -1, self.heads, self.depth)
         scores = (h * self.sender).sum(-1).unsqueeze(1) + (h * self.receiver).sum(-1).unsqueeze(2)
         scores = functional.leaky_relu(scores, 0.2) + adjacency.unsqueeze(-1)
         mixed = torch.einsum("bijh,bjhd->bihd", scores.softmax(2), h)
@@ -46,5 +46,10 @@ class GraphAttention(nn.Module):
 NETWORKS = {
     "gcn": Entry(exported(GraphConvolution, (1, 7, 6), (1, 7, 7)), ("20", "24", "18")),
     # A head's depths are its own: sender and receiver hold a vector for each head.
-    "gat": Entry(exported(GraphAttention, (1, 7, 6), (1, 7, 7)), ("21 in 3 blocks", "30")),
+    "gat": Entry(
+        exported(GraphAttention, (1, 7, 6), (1, 7, 7)),
+        ("21 in 3 blocks", "30"),
+        heads=("3",),
+        heads_fault="heads of additive attention are not called heads",
+    ),
 }

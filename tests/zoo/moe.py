@@ -61,10 +61,17 @@ def stacked() -> nn.Module:
 
 NETWORKS = {
     # Multi-query attention: the 8 values of the only head.
-    "listed": Entry(exported(listed, ids(1, 8)), ("16", "20", "22", "24", "26", "28", "30", *["8"] * 2, "4")),
+    "listed": Entry(
+        exported(listed, ids(1, 8)),
+        ("16", "20", "22", "24", "26", "28", "30", *["8"] * 2, "4"),
+        heads=("2",) * 2,
+        batch_fault="Expand to a shape computed at run time pins what it repeats",
+    ),
     # The hidden units of an expert move by themselves; all experts stay equally wide.
     "stacked": Entry(
         exported(stacked, ids(1, 8)),
         ("16", "80 in 4 blocks", "96 in 4 blocks", *["16 in 2 blocks"] * 2, "4"),
+        heads=("2",) * 2,
+        batch_fault="Expand to a shape computed at run time pins what it repeats",
     ),
 }

@@ -55,7 +55,7 @@ class MViTBlock(nn.Module):
         y = self.norm1(x)
         shortcut = x if isinstance(self.project, nn.Identity) else self.project(y)
         if self.stride > 1:
-            image = shortcut.transpose(1, 2).reshape(1, -1, side, side)
+            image = shortcut.transpose(1, 2).reshape(x.shape[0], -1, side, side)
             shortcut = nn.functional.max_pool2d(image, 3, self.stride, 1).flatten(2).transpose(1, 2)
         x = shortcut + self.attention(y, side)
         return x + self.mlp(self.norm2(x))
@@ -77,5 +77,10 @@ class MViT(nn.Module):
 NETWORKS = {
     # A depth is one unit in both heads, for their pooling is shared: 8 of queries and keys, 8 of values; in the second
     # block the queries are added to the result, so that 12 of all three move together.
-    "mvit": Entry(exported(MViT, (1, 3, 16, 16)), ("16", "24", "8", "8", "12", "40", "48"))
+    "mvit": Entry(
+        exported(MViT, (1, 3, 16, 16)),
+        ("16", "24", "8", "8", "12", "40", "48"),
+        heads=("2",) * 2,
+        batch_fault="Reshape to a shape computed at run time pins what it regroups",
+    )
 }

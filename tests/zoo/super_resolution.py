@@ -74,11 +74,16 @@ NETWORKS = {
     "edsr": Entry(exported(edsr, (1, 3, 12, 12)), ("12", "14", "16", "13")),
     "edsr_unshuffled": Entry(exported(lambda: edsr(True), (1, 3, 12, 12)), ("6", "10", "12", "14", "16", "13")),
     "swinir": Entry(
-        exported(lambda: swin_ir(0), (1, 3, 8, 8)), ("16", *["32 in 4 blocks"] * 2, "28", "30", "20", "11")
+        exported(lambda: swin_ir(0), (1, 3, 8, 8)),
+        ("16", *["32 in 4 blocks"] * 2, "28", "30", "20", "11"),
+        heads=("2",) * 2,
+        one_batch=True,
     ),
     "drct": Entry(
         exported(lambda: swin_ir(8), (1, 3, 8, 8)),
         # the second block runs over 16 of the stream and 8 that the first appended
         ("16", "8", "32 in 4 blocks", "48 in 4 blocks", "28", "30", "20", "11"),
+        heads=("2",) * 2,
+        one_batch=True,
     ),
 }

@@ -112,5 +112,7 @@ NETWORKS = {
     "swin": Entry(
         exported(Swin, (1, 3, 16, 16)),
         ("16", "24", *["32 in 4 blocks"] * 2, "48 in 6 blocks", "40", "44", "48"),
+        heads=("2", "2", "3"),
+        one_batch=True,
     )
 }

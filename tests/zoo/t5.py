@@ -20,13 +20,13 @@ class T5Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, memory: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         q, k, v = (
-            m(t).view(1, -1, self.heads, self.depth).transpose(1, 2)
+            m(t).view(t.shape[0], -1, self.heads, self.depth).transpose(1, 2)
             for m, t in ((self.q, x), (self.k, memory), (self.v, memory))
         )
         scores = torch.einsum("bhqd,bhkd->bhqk", q, k)
         weights = (scores if bias is None else scores + bias).softmax(-1)
         mixed = torch.einsum("bhqk,bhkd->bqhd", weights, v)
-        return self.o(mixed.reshape(1, -1, self.heads * self.depth))
+        return self.o(mixed.reshape(x.shape[0], -1, self.heads * self.depth))
 
 
 class T5Layer(nn.Module):
@@ -80,5 +80,7 @@ NETWORKS = {
             *("16", "40", "44", "48", "52"),
             *(f"{2 * depth} in 2 blocks" for depth in (9, 10, 11, 12, 13, 14) for _ in range(2)),
         ),
+        heads=("2",) * 4,
+        heads_fault="heads written with Einsum are not called heads",
     )
 }

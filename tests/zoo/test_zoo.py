@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from compiler.frontends import load
 from compiler.ir import Graph, verify
 from compiler.ir.execute import execute, random_inputs
-from passes import Context, Groups, Pipeline, Prune, certify, dependency_groups
+from passes import Context, Group, Groups, Pipeline, Prune, certify, dependency_groups
 from passes.structured.check import pruning_error
 from tests.zoo.coverage import prunable_share
 from tests.zoo.entry import Entry, zoo
@@ -23,13 +25,19 @@ def grouped(name: str) -> tuple[Graph, Groups]:
     return graph, dependency_groups(graph)
 
 
-def described(groups: Groups) -> list[str]:
+def described(groups: Iterable[Group]) -> list[str]:
     return sorted(f"{g.units}" + (f" in {g.balanced} blocks" if g.balanced > 1 else "") for g in groups)
 
 
-def entries() -> list:
-    marks = {n: [pytest.mark.xfail(strict=True, reason=e.fault)] if e.fault else [] for n, e in zoo().items()}
-    return [pytest.param(name, entry, id=name, marks=marks[name]) for name, entry in zoo().items()]
+def entries(fault: str = "fault", among: Callable[[Entry], bool] = lambda entry: True) -> list:
+    """Parameters for a test; those whose field `fault` names a fault of ours are expected to fail."""
+    found = []
+    for name, entry in zoo().items():
+        reason = getattr(entry, fault)
+        marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+        if among(entry):
+            found.append(pytest.param(name, entry, id=name, marks=marks))
+    return found
 
 
 @pytest.mark.parametrize(("name", "entry"), entries())
@@ -40,6 +48,26 @@ def test_network(name: str, entry: Entry) -> None:
         assert described(groups) == sorted(entry.expected)
     for scope in ("local", "global"):
         check_pruning(graph, entry.ratio, scope)
+
+
+@pytest.mark.parametrize(("name", "entry"), entries("batch_fault", lambda e: not e.one_batch))
+def test_with_a_symbolic_batch(name: str, entry: Entry) -> None:
+    graph = Pipeline("simplify")(load(entry.build.symbolic()))
+    groups = dependency_groups(graph)
+    assert certify(graph, groups) <= TOLERANCE
+    assert described(groups) == described(grouped(name)[1])
+    check_pruning(graph, entry.ratio, "local")
+
+
+@pytest.mark.parametrize(("name", "entry"), entries("heads_fault", lambda e: bool(e.heads)))
+def test_with_whole_heads(name: str, entry: Entry) -> None:
+    graph, channels = grouped(name)
+    groups = dependency_groups(graph, heads=True)
+    assert certify(graph, groups) <= TOLERANCE
+    heads = [g for g in groups if g.kind == "head"]
+    assert sorted(described(heads)) == sorted(entry.heads)
+    others = Counter(described([g for g in groups if g.kind != "head"]))
+    assert not others - Counter(described(channels))  # what is not attention stays as it is
 
 
 def check_pruning(graph: Graph, ratio: float, scope: str) -> None:

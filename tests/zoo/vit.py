@@ -64,16 +64,23 @@ class ViT(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.tokens.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), x], 1) + self.positions
         x = self.norm(self.blocks(x))
         return sum(head(x[:, i]) for i, head in enumerate(self.heads)) / len(self.heads)
 
 
 NETWORKS = {
     # Fused: queries with keys 2 x 10 and values 2 x 10, equally deep in both heads.
-    "vit": Entry(exported(lambda: ViT(False), (1, 3, 16, 16)), ("24", "40 in 4 blocks", "48 in 4 blocks", "48", "40")),
+    "vit": Entry(
+        exported(lambda: ViT(False), (1, 3, 16, 16)),
+        ("24", "40 in 4 blocks", "48 in 4 blocks", "48", "40"),
+        heads=("2",) * 2,
+        batch_fault="Expand to a shape computed at run time pins what it repeats",
+    ),
     "deit": Entry(
         exported(lambda: ViT(True), (1, 3, 16, 16)),
         ("24", *["20 in 2 blocks"] * 2, *["24 in 2 blocks"] * 2, "48", "40"),
+        heads=("2",) * 2,
+        batch_fault="Expand to a shape computed at run time pins what it repeats",
     ),
 }

@@ -75,5 +75,6 @@ NETWORKS = {
             *("14", "16", "16", "40", "42", "44", "46"),
             *(f"{2 * depth} in 2 blocks" for depth in (9, 10, 11, 12, 13, 14) for _ in range(2)),
         ),
+        heads=("2",) * 6,
     )
 }
