@@ -131,6 +131,20 @@ class Shared(nn.Module):
         return self.last(x + self.other(x))
 
 
+class Gated(nn.Module):
+    """Slices by numbers, a parameter that is viewed and expanded, another that is part of the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.scale = nn.Linear(8, 32), nn.Linear(16, 8), nn.Parameter(torch.rand(16))
+        self.embed, self.token = nn.Linear(5, 8), nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.embed(x)], 1)
+        y = self.up(x)
+        return self.down(functional.silu(y[..., :16]) * y[..., 16:] * self.scale.view(1, 1, 16))[:, 0]
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 12), nn.Tanh(), nn.Linear(12, 3)).double()
 
@@ -144,6 +158,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str | N
     "hard-coded": (HardCoded, lambda: torch.randn(2, 3, 4, 4), BATCH, False),
     "block": (Block, lambda: torch.randn(2, 5, 6), BATCH, False),
     "attention": (Attention, lambda: torch.randn(2, 5, 6), None, False),
+    "gated": (Gated, lambda: torch.randn(2, 3, 5), None, False),
     "lstm": (Tagger, lambda: torch.randint(0, 10, (2, 5)), BATCH, True),
     "shared": (Shared, lambda: torch.randn(2, 8), BATCH, True),
 }

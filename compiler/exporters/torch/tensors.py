@@ -173,6 +173,18 @@ class _Inverse:
             raise _lost(value.name, "cannot be reshaped back without guessing")
         self._back(node, 0, array.reshape(shape))
 
+    def _expand(self, node: Node, value: Value, array: np.ndarray) -> None:
+        x = node.inputs[0]
+        assert x is not None and x.static_shape is not None and value.static_shape is not None
+        lead = array.ndim - len(x.static_shape)
+        # Along an axis that was one position wide, every position holds that one.
+        axes = range(lead, array.ndim)
+        one = tuple(slice(0, 1) if x.static_shape[a - lead] == 1 else slice(None) for a in axes)
+        source = array[(0,) * lead + one] if array.size else array
+        if not np.array_equal(np.broadcast_to(source, array.shape), array):
+            raise _lost(value.name, "was repeated, and its copies were changed differently")
+        self._back(node, 0, source)
+
     def _slice(self, node: Node, value: Value, array: np.ndarray) -> None:
         x = node.inputs[0]
         assert x is not None and x.static_shape is not None
@@ -218,6 +230,7 @@ _BACKWARDS = {
     **dict.fromkeys(("Identity", "Cast", "CastLike"), _Inverse._same),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _Inverse._reshape),
     "Transpose": _Inverse._transpose,
+    "Expand": _Inverse._expand,
     "Slice": _Inverse._slice,
     "Split": _Inverse._split,
     "Concat": _Inverse._concat,

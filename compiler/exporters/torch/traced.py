@@ -168,6 +168,7 @@ def _integers(value: Value | None) -> list[int] | None:
 @_rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 def _view(run: _Rewriting, node: fx.Node) -> None:
     sizes: list[Any] = list(node.args[1])  # type: ignore[arg-type]
+    node.target = aten.reshape.default  # strides may differ at other widths, and a view refuses some
     maker = run.maker(node, "Reshape")
     target = _integers(maker.inputs[1]) if maker is not None else None
     if target is not None and len(target) == len(sizes):
