@@ -15,7 +15,9 @@ from passes import Pipeline
 
 def network_proto(text: str, opset: int = 21) -> onnx.ModelProto:
     """The model of `(inputs) => (outputs) { nodes }`. Inputs not called x… become random constants of unit gain."""
-    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}, "custom" : 1]> net {text}')
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : {opset}, "custom" : 1, "com.microsoft" : 1]> net {text}'
+    )
     kept = [i for i in model.graph.input if i.name.startswith("x")]
     weights = [i for i in model.graph.input if not i.name.startswith("x")]
     for info in weights:

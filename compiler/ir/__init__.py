@@ -1,5 +1,6 @@
 """The intermediate representation: the ground that every other package stands on."""
 
+import compiler.ir.contrib  # noqa: F401  (registers its shape rules)
 from compiler.errors import CheckFailed, SecateurError
 from compiler.ir.constant import ArrayConstant, Constant, MappedConstant
 from compiler.ir.cost import Cost, cost_rule, graph_cost, node_cost, node_macs

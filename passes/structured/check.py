@@ -21,6 +21,7 @@ from passes.coupling.rules.recurrent import GATES
 _MIXING = {
     *("Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization", "GroupNormalization"),
     *("LpNormalization", "InstanceNormalization", "LRN", "MeanVarianceNormalization", "DynamicQuantizeLinear"),
+    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
 }
 
 _ZERO_POINTS = {
@@ -150,6 +151,8 @@ def _own_axis(node: Node, axis: int, rank: int) -> bool:
         return axis == first
     if node.op in ("LayerNormalization", "RMSNormalization"):
         return axis >= first
+    if node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"):
+        return axis == rank - 1
     if node.op == "MeanVarianceNormalization":
         return axis in {int(a) % rank for a in node.attribute("axes", (0, 2, 3))}
     if node.op == "GroupNormalization":

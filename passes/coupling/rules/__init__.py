@@ -2,6 +2,7 @@
 
 from passes.coupling.rules import (
     attention,
+    contrib,
     convolution,
     elementwise,
     linear,
@@ -17,6 +18,7 @@ from passes.coupling.rules import (
 
 __all__ = [
     "attention",
+    "contrib",
     "convolution",
     "elementwise",
     "linear",

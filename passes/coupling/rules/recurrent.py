@@ -14,19 +14,9 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _PEEPHOLES = 3
 _STATES = (5, 6)
 _MOVING = (
-    "Cast",
-    "Concat",
-    "Expand",
-    "Gather",
-    "Identity",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Tile",
-    "Transpose",
+    *("Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose"),
+    "Unsqueeze",
 )
-_MOVING += ("Unsqueeze",)
 
 
 @coupling_rule(*GATES)
