@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -141,10 +141,18 @@ def dependency_groups(graph: Graph, *, heads: bool = False) -> Groups:
     channels within each head; the two are alternatives. Operators without a coupling rule pin what they touch.
     Cost is linear in nodes and channels.
     """
+    coupling, classes = _search(graph, (), heads)
+    if heads:
+        coupling, classes = _search(graph, _attention_places(coupling), heads)
+    return _collect(graph, coupling, classes)
+
+
+def _search(graph: Graph, coarse: Collection[Place], heads: bool) -> tuple[Coupling, _Classes]:
+    """Solve, and again with other choices where a Reshape chose labels that turned out to be pinned."""
     choices: dict[Place, int] = {}
     best: tuple[int, Coupling, _Classes] | None = None
     for _ in range(_MAX_SEARCH):
-        coupling = Coupling(graph, choices, coarse=heads)
+        coupling = Coupling(graph, choices, coarse, heads)
         coupling.solve()
         classes = _Classes(coupling)
         dead = [place for place, (labels, _) in coupling.decisions.items() if not classes.alive(labels)]
@@ -156,7 +164,17 @@ def dependency_groups(graph: Graph, *, heads: bool = False) -> Groups:
         for place in advancing:
             choices[place] = choices.get(place, 0) + 1
     assert best is not None
-    return _collect(graph, best[1], best[2])
+    return best[1], best[2]
+
+
+def _attention_places(coupling: Coupling) -> frozenset[Place]:
+    """The Reshapes whose labels belong to attention: those that may let go of whole heads."""
+    find = coupling.partition.find
+    marked = [find(points) for points, kind in coupling.kinds if kind in ("head", "head-dim")]
+    if not marked:
+        return frozenset()
+    roots = np.unique(np.concatenate(marked))
+    return frozenset(p for p, (labels, _) in coupling.decisions.items() if np.isin(find(labels), roots).any())
 
 
 class _Classes:

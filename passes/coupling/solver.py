@@ -17,12 +17,13 @@ arXiv:2403.18955); the permutation view and conditional labels are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from compiler.ir import Dim, Graph, Node, Value, subgraphs
+from passes.coupling.counts import Count, Counts
 from passes.coupling.partition import Partition, Points
 
 Labels = np.ndarray
@@ -74,17 +75,26 @@ def coupling_rule(*ops: str, domain: str = "") -> Callable[[CouplingRule], Coupl
 class Coupling:
     """The state of one solve, and what rules use to express couplings.
 
-    choices: which option to take where a rule has several. coarse: prefer the largest unit (whole heads).
+    choices: which option to take where a rule has several. coarse: the places that prefer the largest unit (whole
+    heads). heads: fused attention operators lose whole heads.
     """
 
-    def __init__(self, graph: Graph, choices: dict[Place, int] | None = None, coarse: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        choices: dict[Place, int] | None = None,
+        coarse: Collection[Place] = (),
+        heads: bool = False,
+    ) -> None:
         self.graph = graph
         self.coarse = coarse
+        self.heads = heads
         self.partition = Partition()
         self.balances: list[Balance] = []
         self.pins: list[Pin] = []
         self.decisions: dict[Place, tuple[Labels, int]] = {}
         self.kinds: list[tuple[Points, str]] = []
+        self.counts = Counts()
         self._choices = choices or {}
         self._pinned: list[tuple[Points, int]] = []
         self._layouts: dict[Value, Layout] = {}
@@ -95,6 +105,8 @@ class Coupling:
         for value in self.graph.inputs:
             self._layouts[value] = [None] * (value.rank or 0)
         for node in self.graph.nodes:
+            for count in self.counts.follow(node):
+                self.pin_axis(count.value, count.axis, node, "its extent is used as a number")
             rule = COUPLING_RULES.get((node.domain, node.op))
             if rule is None or any(v.rank is None for v in (*node.inputs, *node.outputs) if v is not None):
                 self.refuse(node, f"no coupling rule for {node.qualified_op}" if rule is None else "unknown rank")
@@ -104,6 +116,9 @@ class Coupling:
                 self._layouts.setdefault(value, [None] * (value.rank or 0))
         for value in self.graph.outputs:
             self.pin_value(value, None, f"model output {value.name!r}")
+            for item in self.counts.of(value) or ():
+                if isinstance(item, Count):
+                    self.pin_axis(item.value, item.axis, None, f"its extent is model output {value.name!r}")
 
     # What rules read
 

@@ -267,6 +267,34 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         y = Gemm<transB=1>(f, h) }""",
         ["w1[0]: 7", "w2[0]: 4"],
     ),
+    "heads beside a symbolic batch": (
+        """(float[6,N,8] x, float[8,16] w, float[8,5] h) => (float[6,M,5] y) {
+        a = MatMul(x, w) s = Constant<value_ints=[6,-1,8]>() b = Reshape(a, s) y = MatMul(b, h) }""",
+        ["w[1]: 8"],  # columns i and i + 8
+    ),
+    "a state of zeros": (
+        """(float[N,6] x, float[6,8] w, float[8,8] w2, float[8,5] h) => (float[N,5] y) {
+        a = MatMul(x, w) s = Shape(a) z = ConstantOfShape(s) c = MatMul(a, w2) m = Add(c, z) y = MatMul(m, h) }""",
+        ["w[1]: 8"],  # the zeros are as wide as a, so a and c are equally wide
+    ),
+    "expanded to the shape of another": (
+        """(float[N,6] x, float[6,8] w, float[8,5] h) => (float[N,5] y) {
+        a = MatMul(x, w) ax = Constant<value_ints=[1]>() n = ReduceSum(a, ax) s = Shape(a) m = Expand(n, s)
+        d = Sub(a, m) y = MatMul(d, h) }""",
+        ["w[1]: 8"],
+    ),
+    "reshaped to the shape of another": (
+        """(float[N,6] x, float[6,8] w, float[8,5] h) => (float[N,5] y) {
+        a = MatMul(x, w) s = Shape(a) r = Relu(a) b = Reshape(r, s) y = MatMul(b, h) }""",
+        ["w[1]: 8"],
+    ),
+    "an index of several axes": (
+        """(float[1,3,4,4] x, float[8,3,1,1] w1, float[5,8] h) => (float[1,5] y) {
+        a = Conv(x, w1) ax = Constant<value_ints=[2,3]>() m = ReduceMean<keepdims=0>(a, ax)
+        s = Constant<value_ints=[8]>() v = Reshape(m, s) i = Constant<value_ints=[0,1,2,3,4,5,6,7]>()
+        s2 = Constant<value_ints=[1,8]>() j = Reshape(i, s2) g = Gather<axis=0>(v, j) y = Gemm<transB=1>(g, h) }""",
+        ["w1[0]: 8"],
+    ),
     "unknown operator": (
         """(float[1,3,8,8] x, float[8,3,1,1] w1, float[6,8,1,1] w2, float[5,6,1,1] w3) => (float[1,5,8,8] y) {
         a = Conv(x, w1) b = Conv(a, w2) c = custom.Mystery(a) y = Conv(b, w3) }""",
@@ -275,6 +303,8 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
 }
 
 MIXING = (
+    "a state of zeros",
+    "expanded to the shape of another",
     "attention",
     "constant queries",
     "rotary positions",
@@ -332,6 +362,24 @@ def test_whole_heads(name: str, heads: int, ratio: float, width: int) -> None:
     pruned = Prune(ratio=ratio, heads=True, ignore=("w0",), metric="params")(graph)
     assert pruned.value("wo").shape == (width, 24)
     assert execute(pruned, random_inputs(pruned))["y"].shape == (1, 6, 5)
+
+
+def test_heads_leave_other_groups_alone() -> None:
+    graph = network(PATTERNS["group normalisation as reshape"][0])
+    assert described(dependency_groups(graph, heads=True)) == ["w1[0]: 8 in 2 blocks"]
+
+
+def test_a_width_that_is_used_as_a_number_is_fixed() -> None:
+    text = """(float[N,6] x, float[6,8] w, float[8,5] h) => (float[N,5] y) { a = MatMul(x, w) s = Shape(a)
+        i = Constant<value_int=1>() n = Gather(s, i) f = Cast<to=1>(n) d = Div(a, f) y = MatMul(d, h) }"""
+    groups = dependency_groups(network(text, simplify=False))
+    assert not groups
+    assert any("its extent is used as a number (node 'd' (Div))" in str(f) for f in groups.fixed)
+
+
+def test_indices_are_no_weights() -> None:
+    graph = network(PATTERNS["an index of several axes"][0], simplify=False)
+    assert certify(graph, dependency_groups(graph)) <= 1e-5
 
 
 def test_reasons_name_the_node_that_pins() -> None:

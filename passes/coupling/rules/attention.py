@@ -46,14 +46,14 @@ def _open(c: Coupling, node: Node, value: Value, heads: int | None) -> _Heads | 
     if flat is None:
         return _Heads(value, heads, layout)
     dims = flat.reshape(1, heads, 1, -1)
-    if c.coarse:
+    if c.heads:
         c.partition.union(dims[..., :1], dims)
         layout[_HEAD] = dims[..., :1]
     else:
         layout[_DIM] = dims
-    axis = _HEAD if c.coarse else _DIM
+    axis = _HEAD if c.heads else _DIM
     if dims.shape[axis] == 1:
-        c.pin(flat, node, "all heads share one" if c.coarse else "each head has a single dim")
+        c.pin(flat, node, "all heads share one" if c.heads else "each head has a single dim")
         layout[axis] = None
     return _Heads(value, heads, layout)
 

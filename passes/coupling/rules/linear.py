@@ -110,6 +110,10 @@ def einsum(c: Coupling, node: Node) -> None:
                 extents = iter(labels.transpose(order).shape)
                 labels = labels.transpose(order).reshape([next(extents) if a in term else 1 for a in letters])
             known[letter] = c.tie(known[letter], labels, node) if letter in known else labels
+    if len(reads) == 2 and not any(v.is_constant for v in operands):  # attention, as in MatMul
+        for letter in letters:
+            shared = letter in reads[0] and letter in reads[1]
+            c.mark(known.get(letter), "head" if shared and letter in result else "head-dim")
     order = [letters.index(letter) for letter in result]
     gone = tuple(range(len(result), len(letters)))
     order += [i for i, letter in enumerate(letters) if letter not in result]

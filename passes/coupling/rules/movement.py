@@ -11,6 +11,7 @@ from functools import reduce
 import numpy as np
 
 from compiler.ir import Dim, Node, SecateurError, Value
+from passes.coupling.counts import Count, Item
 from passes.coupling.extents import Kept, constant_operand, extent_rule
 from passes.coupling.solver import Coupling, Labels, Layout, Place, coupling_rule
 
@@ -30,15 +31,39 @@ def reshape(c: Coupling, node: Node) -> None:
     """Any regrouping of extents in row-major order."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
-    target = node.input(1)
-    if node.op == "Reshape" and target is not None and not target.is_constant:
+    target = node.input(1) if node.op == "Reshape" else None
+    items = None if target is None or target.is_constant else c.counts.of(target)
+    if target is not None and not target.is_constant and items is None:
         c.refuse(node, "Reshape to a shape that is computed at run time")
         return
     segments = align(x.shape or (), y.shape or ())
     if segments is None:
         c.refuse(node, f"{node.op} regroups extents that are not known")
+        for item in items or ():
+            if isinstance(item, Count):
+                c.pin_axis(item.value, item.axis, node, "its extent is used as a number")
         return
-    c.set(y, regroup(c, node, x, c.layout(x), y.shape or (), segments))
+    layout = regroup(c, node, c.layout(x), x.shape or (), y.shape or (), segments)
+    if items is not None:
+        layout = [_spelt(c, node, labels, item, a) for a, (labels, item) in enumerate(zip(layout, items, strict=True))]
+    c.set(y, layout)
+
+
+def _spelt(c: Coupling, node: Node, labels: Labels | None, item: Item, axis: int) -> Labels | None:
+    """The labels of an axis whose extent an operand spells at run time: the two must shrink together."""
+    if isinstance(item, Count):
+        counted = c.plain(item.value, item.axis)
+        if counted is None and labels is None:
+            return None
+        if counted is not None and labels is not None and labels.size == labels.shape[axis] == len(counted):
+            c.partition.union(labels.ravel(), counted)
+            return labels
+        c.pin(counted, node, "its extent is used as a number")
+    elif item == -1:
+        return labels
+    if labels is not None:
+        c.pin(labels, node, f"{node.op} spells this extent as a number that cannot be changed")
+    return None
 
 
 Segment = tuple[list[int], list[int]]
@@ -112,10 +137,14 @@ def _runs(left: list[_Extent], right: list[_Extent]) -> Iterator[Segment]:
 
 
 def regroup(
-    c: Coupling, node: Node, x: Value, layout: Layout, after: tuple[Dim, ...], segments: list[Segment]
+    c: Coupling,
+    node: Node,
+    layout: Layout,
+    before: tuple[Dim, ...],
+    after: tuple[Dim, ...],
+    segments: list[Segment],
 ) -> Layout:
     """The layout after a Reshape whose runs of axes are `segments`."""
-    before = x.shape or ()
     out: Layout = [None] * len(after)
     for number, segment in enumerate(segments):
         left, right = segment
@@ -126,38 +155,74 @@ def regroup(
         for index, labels in enumerate(labelled):
             if index != alive:
                 c.pin(labels, node, f"{node.op} merges this axis with another that moves")
-        joint = _move(labelled[alive], before, after, segments, segment)
-        wide = [a for a in right if after[a] != 1]
+        joint = _move(c, labelled[alive], before, after, segments, segment)
+        if joint is None:
+            c.pin(labelled[alive], node, f"{node.op} merges this axis with an extent that is not known")
+            continue
+        wide = [a for a in right if joint.shape[a] > 1]
         if len(wide) == 1:
             out[wide[0]] = joint
-            continue
-        axis, joint = _attach(c, (node, f"split {number}"), joint, wide)
-        out[axis] = joint
+        elif wide:
+            axis, joint = _attach(c, (node, f"split {number}"), joint, wide)
+            out[axis] = joint
     return out
 
 
 def _move(
-    labels: Labels, before: tuple[Dim, ...], after: tuple[Dim, ...], segments: list[Segment], own: Segment
-) -> Labels:
-    """Labels over the new axes: full over the runs that they depend on, 1 over the others."""
+    c: Coupling,
+    labels: Labels,
+    before: tuple[Dim, ...],
+    after: tuple[Dim, ...],
+    segments: list[Segment],
+    own: Segment,
+) -> Labels | None:
+    """Labels over the new axes: full over the runs that they depend on, 1 over the others; None when inexpressible."""
+    for left, right in segments:
+        if (left, right) != own and not (_numeric(left, before) and _numeric(right, after)):
+            labels = c.narrow(labels, [1 if a in left else None for a in range(len(before))])
+    if len(own[0]) + len(own[1]) > 2 and not (_numeric(own[0], before) and _numeric(own[1], after)):
+        return _beside_symbol(c, labels, before, after, own)
     full, shape = [1] * len(before), [1] * len(after)
     for left, right in segments:
         if (left, right) == own or any(labels.shape[a] > 1 for a in left):
             for a in left:
                 d = before[a]
-                full[a] = d if isinstance(d, int) else labels.shape[a]
+                full[a] = d if isinstance(d, int) else 1
             for a in right:
                 d = after[a]
                 shape[a] = d if isinstance(d, int) else 1
-            if math.prod(full[a] for a in left) != math.prod(shape[a] for a in right):
-                shape[right[0]] = math.prod(full[a] for a in left)
     return np.broadcast_to(labels, full).reshape(shape)
+
+
+def _numeric(axes: list[int], shape: tuple[Dim, ...]) -> bool:
+    return all(isinstance(shape[a], int) for a in axes)
+
+
+def _beside_symbol(
+    c: Coupling, labels: Labels, before: tuple[Dim, ...], after: tuple[Dim, ...], own: Segment
+) -> Labels | None:
+    """Labels of a run that begins with a symbol on either side: what the symbol takes in is united."""
+    left, right = own
+    if not left or not right or not (_numeric(left[1:], before) and _numeric(right[1:], after)):
+        return None
+    labels = c.narrow(labels, [None if a in left else 1 for a in range(len(before))])
+    if isinstance(before[left[0]], int) or isinstance(after[right[0]], int):
+        return None
+    full = [d if a in left and isinstance(d := before[a], int) else 1 for a in range(len(before))]
+    shape = [d if a in right and isinstance(d := after[a], int) else 1 for a in range(len(after))]
+    inner = math.prod(shape)
+    if inner == 0 or math.prod(full) % inner:
+        return None
+    joint = np.broadcast_to(labels, full)
+    rows = joint.reshape(-1, inner)
+    c.partition.union(rows[:1], rows)
+    return rows[0].reshape(shape)
 
 
 def _attach(c: Coupling, place: Place, joint: Labels, wide: list[int]) -> tuple[int, Labels]:
     """Which of the new axes a run's labels belong to: the one they vary along, else one to be searched for.
 
-    The last axis is tried first (the channels within a head); with `coarse`, the first (whole heads).
+    The last axis is tried first (the channels within a head); at coarse places, the first (whole heads).
     """
     roots = c.partition.find(joint)
     for axis in wide:
@@ -170,7 +235,7 @@ def _attach(c: Coupling, place: Place, joint: Labels, wide: list[int]) -> tuple[
                 if other != axis:
                     joint = joint.take([0], axis=other)
             return axis, joint
-    order = wide if c.coarse else wide[::-1]
+    order = wide if place in c.coarse else wide[::-1]
     return order[c.choose(place, [joint] * len(order))], joint
 
 
@@ -322,16 +387,27 @@ def gather(c: Coupling, node: Node) -> None:
     assert x is not None and x.shape is not None and index is not None
     axis = int(node.attribute("axis", 0)) % len(x.shape)
     extra, extent = (index.rank or 0) - 1, x.shape[axis]
-    if not index.is_constant or extra > 0 or not isinstance(extent, int):
+    if not index.is_constant or not isinstance(extent, int):
         c.pin_axis(x, axis, node, "Gather picks single positions of this axis")
+        c.pin_value(index, node, "these are indices")
         layout = c.decondition(x, axis)
         kept = [*layout[:axis], *[None] * (extra + 1), *layout[axis + 1 :]]
         c.set(node.outputs[0], [None if t is None else _widen(t, axis, extra) for t in kept])
         return
-    layout = take(c.layout(x), axis, np.atleast_1d(index.numpy().astype(np.int64)) % extent)
+    positions = np.asarray(index.numpy(), np.int64).ravel() % extent
+    layout = take(c.layout(x), axis, positions)
     if extra < 0:  # a scalar index drops the axis
         c.pin(layout.pop(axis), node, "Gather picks a single position of this axis")
         layout = [None if t is None else t.squeeze(axis) for t in layout]
+    elif extra > 0:  # an index of several axes is a Gather and a Reshape
+        before = (*x.shape[:axis], len(positions), *x.shape[axis + 1 :])
+        after = (*x.shape[:axis], *(index.shape or ()), *x.shape[axis + 1 :])
+        segments = [
+            *(([a], [a]) for a in range(axis)),
+            ([axis], list(range(axis, axis + extra + 1))),
+            *(([a], [a + extra]) for a in range(axis + 1, len(before))),
+        ]
+        layout = regroup(c, node, layout, before, after, segments)
     c.set(node.outputs[0], layout)
 
 
@@ -341,21 +417,43 @@ def _widen(labels: Labels, axis: int, extra: int) -> Labels:
     return labels.reshape(*shape[:axis], *[1] * (extra + 1), *shape[axis + 1 :])
 
 
+@coupling_rule("ConstantOfShape")
+def constant_of_shape(c: Coupling, node: Node) -> None:
+    """Axes whose extent is read off another tensor shrink with it; all positions hold the same number."""
+    y = node.outputs[0]
+    rank = y.rank or 0
+    items = c.counts.of(node.inputs[0]) or (None,) * rank
+    c.set(y, [_counted(c, item, a, rank) for a, item in enumerate(items)])
+
+
+def _counted(c: Coupling, item: Item, axis: int, rank: int) -> Labels | None:
+    """The labels of what a count counts, along another axis."""
+    points = c.plain(item.value, item.axis) if isinstance(item, Count) else None
+    return None if points is None else points.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+
 @coupling_rule("Expand")
 def expand(c: Coupling, node: Node) -> None:
-    """Axes that grow from 1 gain positions that are free to go; the others pass."""
-    x, shape, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert x is not None and x.shape is not None and shape is not None and y.shape is not None
-    if not shape.is_constant:
+    """Axes that grow from 1 gain positions that are free to go, or move with what spells them; the others pass."""
+    x, target, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert x is not None and x.shape is not None and target is not None and y.shape is not None
+    items = c.counts.of(target)
+    if items is None:
         c.refuse(node, "Expand to a shape that is computed at run time")
         return
-    rank, missing = len(y.shape), len(y.shape) - len(x.shape)
+    rank = len(y.shape)
+    missing = rank - len(x.shape)
+    wanted = (*(1,) * (rank - len(items)), *items)
     layout: Layout = [None] * missing
     layout += [None if t is None else t.reshape((1,) * missing + t.shape) for t in c.layout(x)]
-    for axis, extent in enumerate(y.shape):
+    for axis, (extent, item) in enumerate(zip(y.shape, wanted, strict=True)):
         grown = axis < missing or (x.shape[axis - missing] == 1 and extent != 1)
-        if grown and isinstance(extent, int):
+        if grown and not target.is_constant:
+            layout[axis] = _counted(c, item, axis, rank)
+        elif grown and isinstance(extent, int):
             layout[axis] = c.fresh(extent, axis, rank)
+        elif not target.is_constant and item != 1:
+            layout[axis] = _spelt(c, node, layout[axis], item, axis)
     c.set(y, layout)
 
 
@@ -378,7 +476,7 @@ def expand_extents(new: Node, old: Node, kept: Kept) -> None:
     """The target shape follows."""
     target, y = old.inputs[1], old.outputs[0]
     assert target is not None
-    if kept.touches(y):
+    if kept.touches(y) and target.is_constant:
         wanted = [int(n) for n in target.numpy()]
         offset = (y.rank or 0) - len(wanted)
         wanted = [n if n == 1 else kept.count(y, a + offset) for a, n in enumerate(wanted)]
@@ -467,6 +565,8 @@ def gather_extents(new: Node, old: Node, kept: Kept) -> None:
     if mask is None:
         return
     positions = index.numpy().astype(np.int64) % len(mask)
-    if positions.ndim:
-        positions = positions[mask[positions]]
+    for place in range(positions.ndim):
+        stays = kept.mask(old.outputs[0], axis + place)
+        if stays is not None:
+            positions = positions.compress(stays, axis=place)
     new.inputs[1] = constant_operand(index, np.cumsum(mask)[positions] - 1)

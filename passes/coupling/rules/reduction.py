@@ -32,6 +32,6 @@ def reduce(c: Coupling, node: Node) -> None:
     c.set(node.outputs[0], layout)
 
 
-@coupling_rule("Shape", "Size", "ConstantOfShape", "Range", "RandomNormal", "RandomUniform", "Constant")
+@coupling_rule("Shape", "Size", "Range", "RandomNormal", "RandomUniform", "Constant")
 def shapes(c: Coupling, node: Node) -> None:
-    """Reads no data: extents follow whatever remains."""
+    """Reads no data. Where its numbers go, `passes.coupling.counts` follows."""
