@@ -63,16 +63,16 @@ def col2im(c: Coupling, node: Node) -> None:
 
 @coupling_rule("GridSample")
 def grid_sample(c: Coupling, node: Node) -> None:
-    """Samples x[N, C, ...] where grid[N, ..., 2] says."""
+    """Samples x[N, C, ...] where grid[N, ..., 2] says: the points of the grid are the space of the result."""
     x, grid, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert x is not None and grid is not None
     fix_space(c, x, node)
-    for axis in range(1, grid.rank or 0):
-        c.pin_axis(grid, axis, node, "GridSample reads where to sample along this axis")
+    last = (grid.rank or 1) - 1
+    c.pin_axis(grid, last, node, "GridSample reads coordinates along this axis")
     samples = c.plain(x, 0)
     c.set_plain(grid, 0, samples, node)
-    rank = y.rank or 0
-    c.set(y, [_map(samples, 0, rank), _map(c.plain(x, 1), 1, rank), *[None] * (rank - 2)])
+    points = [None if t is None else np.moveaxis(t, last, 1) for t in c.decondition(grid, last)[1:last]]
+    c.set(y, [_map(samples, 0, y.rank or 0), c.axis(x, 1), *points])
 
 
 @coupling_rule("RoiAlign", "MaxRoiPool")
