@@ -158,7 +158,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str | N
     "hard-coded": (HardCoded, lambda: torch.randn(2, 3, 4, 4), BATCH, False),
     "block": (Block, lambda: torch.randn(2, 5, 6), BATCH, False),
     "attention": (Attention, lambda: torch.randn(2, 5, 6), None, False),
-    "gated": (Gated, lambda: torch.randn(2, 3, 5), None, False),
+    "gated": (Gated, lambda: torch.randn(2, 3, 5), BATCH, False),
     "lstm": (Tagger, lambda: torch.randint(0, 10, (2, 5)), BATCH, True),
     "shared": (Shared, lambda: torch.randn(2, 8), BATCH, True),
 }

@@ -19,7 +19,7 @@ from compiler.frontends.onnx.bind import bind_shapes
 from compiler.frontends.onnx.lift import lift
 from compiler.frontends.onnx.normalise import normalise
 from compiler.frontends.torch.capture import Captured, tensor_key
-from compiler.ir import ArrayConstant, Constant, Graph, Origin, Value, infer_shapes, verify
+from compiler.ir import ArrayConstant, Constant, Graph, Node, Origin, Value, infer_shapes, verify
 
 _SMALL = 1024
 """Constants of up to this many elements stay in the model while it is lifted, for onnx to read shapes from."""
@@ -45,6 +45,7 @@ def lift_program(captured: Captured, shapes: Mapping[str, Sequence[int]], name: 
     infer_shapes(graph)
     _name_dimensions(graph, captured.dimensions)
     _copy_no_extents(graph)
+    _expand_ones_only(graph)
     _leave_out_zeros(graph, parameters)
     _remove_dead(graph)
     _name_after_modules(graph, paths)
@@ -127,6 +128,39 @@ def _copy_no_extents(graph: Graph) -> None:
     for node in graph.nodes:
         if node.op == "Reshape" and (shape := node.outputs[0].shape) is not None and 0 not in shape:
             node.attributes.pop("allowzero", None)
+
+
+def _expand_ones_only(graph: Graph) -> None:
+    """Write 1, which Expand leaves alone, for extents that the operand has already: they may change then.
+
+    torch spells out every extent, such as the width of a class token that is repeated for an open batch.
+    """
+    taken = {v.name for v in graph.values()}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        pieces = _with_ones(node, taken) if node.op == "Expand" else None
+        if pieces is not None:
+            target = Value(_unique(f"{node.outputs[0].name}_target", taken), np.int64, (len(pieces),))
+            nodes.append(Node("Concat", pieces, [target], {"axis": 0}))
+            node.inputs[1] = target
+        nodes.append(node)
+    graph.nodes = nodes
+
+
+def _with_ones(node: Node, taken: set[str]) -> list[Value | None] | None:
+    """The extents of an Expand, one an axis, with 1 for those of the operand; None when they are not concatenated."""
+    x, target = node.input(0), node.input(1)
+    concat = target.producer if target is not None else None
+    if x is None or not x.shape or concat is None or concat.op != "Concat":
+        return None
+    pieces = list(concat.inputs)
+    if any(piece is None or piece.shape != (1,) for piece in pieces) or len(pieces) < len(x.shape):
+        return None
+    for axis, extent in enumerate(x.shape, len(pieces) - len(x.shape)):
+        piece = pieces[axis]
+        if isinstance(extent, int) and extent != 1 and piece is not None and piece.is_constant:
+            pieces[axis] = Value(_unique(f"{piece.name}_one", taken), data=np.ones(1, np.int64))
+    return pieces
 
 
 def _leave_out_zeros(graph: Graph, parameters: set[str]) -> None:
