@@ -133,7 +133,6 @@ NETWORKS = {
     "ssd": Entry(
         exported(SSD, (1, 3, 16, 16)),
         ("10", "16", "9", "18", "11", "20"),
-        batch_fault="Expand to a shape computed at run time pins what it repeats",
     ),
     "yolo": Entry(
         exported(YOLO, (1, 3, 32, 32)),

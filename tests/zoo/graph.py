@@ -50,6 +50,5 @@ NETWORKS = {
         exported(GraphAttention, (1, 7, 6), (1, 7, 7)),
         ("21 in 3 blocks", "30"),
         heads=("3",),
-        heads_fault="heads of additive attention are not called heads",
     ),
 }

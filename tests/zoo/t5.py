@@ -81,6 +81,5 @@ NETWORKS = {
             *(f"{2 * depth} in 2 blocks" for depth in (9, 10, 11, 12, 13, 14) for _ in range(2)),
         ),
         heads=("2",) * 4,
-        heads_fault="heads written with Einsum are not called heads",
     )
 }

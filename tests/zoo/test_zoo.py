@@ -68,6 +68,10 @@ def test_with_whole_heads(name: str, entry: Entry) -> None:
     assert sorted(described(heads)) == sorted(entry.heads)
     others = Counter(described([g for g in groups if g.kind != "head"]))
     assert not others - Counter(described(channels))  # what is not attention stays as it is
+    pruned = Prune(ratio=0.3, metric="params", heads=True)(graph, Context())
+    data = random_inputs(graph)
+    shapes = {n: v.shape for n, v in execute(graph, data).items()}
+    assert {n: v.shape for n, v in execute(pruned, data).items()} == shapes
 
 
 def check_pruning(graph: Graph, ratio: float, scope: str) -> None:
