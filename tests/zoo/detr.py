@@ -131,7 +131,7 @@ NETWORKS = {
             *(*_COMMON, "14 in 2 blocks", "18 in 2 blocks", *["20 in 2 blocks"] * 2, "22 in 2 blocks"),
             *["6 in 2 blocks"] * 3,
         ),
-        fault="GridSample unites the channels of different images, here heads, and fixes the sampled points",
+        fault="sampled points are found only where they are constants, and there in all heads at once",
         heads=("2",) * 4,
         one_batch=True,
         heads_fault="heads on the batch axis of GridSample are not found",

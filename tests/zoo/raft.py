@@ -72,10 +72,11 @@ class RAFT(nn.Module):
 
 
 NETWORKS = {
-    # Encoders (8 and 14; 9, then the state of 12 and the inputs of 10), correlation, flow, motion, the two heads.
+    # Encoders (8 and 14; 9, then the state of 12 and the inputs of 10), correlation, flow, motion, the two heads;
+    # and the three rows of the neighbourhood that is sampled.
     "raft": Entry(
         exported(RAFT, (1, 3, 16, 16), (1, 3, 16, 16)),
-        ("8", "14", "9", "12", "10", "11", "7", "13", "16", "15"),
+        ("8", "14", "9", "12", "10", "11", "7", "13", "16", "15", "3"),
         one_batch=True,
     )
 }
