@@ -24,8 +24,24 @@ class Count:
     axis: int
 
 
-Item = int | Count | None
+@dataclass(frozen=True)
+class Number:
+    """A number that stands at `position` of a constant operand of a Concat, where it can be rewritten."""
+
+    number: int
+    node: Node
+    operand: int
+    position: int
+
+
+Item = int | Number | Count | None
 """One element of a small integer tensor: a number, an extent, or unknown."""
+
+
+def number_of(item: Item) -> int | None:
+    """The number that an element is, if it is one."""
+    return item.number if isinstance(item, Number) else item if isinstance(item, int) else None
+
 
 Items = tuple[Item, ...]
 
@@ -48,8 +64,8 @@ class Counts:
             return tuple(int(n) for n in np.atleast_1d(value.numpy())) if small else None
         return self._known.get(value)
 
-    def follow(self, node: Node) -> list[Count]:
-        """Evaluate a node; returns the counts that it uses as numbers, in ways that no rule accounts for."""
+    def follow(self, node: Node) -> list[Count | Number]:
+        """Evaluate a node; returns what it uses in ways that no rule accounts for."""
         if node.op == "Shape" and not node.domain:
             x = node.inputs[0]
             axes = range(x.rank or 0) if x is not None else range(0)
@@ -60,14 +76,17 @@ class Counts:
             x = node.inputs[0]
             return [Count(x, a) for a in range(x.rank or 0)] if x is not None else []
         read = [(i, self._known[v]) for i, v in enumerate(node.inputs) if v is not None and v in self._known]
-        if not read:
-            return []
         carry = _CARRIES.get(node.op) if not node.domain else None
-        result = carry(node, self) if carry is not None else None
-        if result is not None:
-            self._known[node.outputs[0]] = result
-            return []
-        return [c for i, items in read if (node.op, i) not in SINKS for c in items if isinstance(c, Count)]
+        if read and carry is not None and (read[0][0] == 0 or node.op == "Concat"):
+            result = carry(node, self)
+            if result is not None:
+                self._known[node.outputs[0]] = result
+                return []
+        return [c for i, items in read if (node.op, i) not in SINKS for c in items if isinstance(c, Count | Number)]
+
+    def knows(self, value: Value) -> bool:
+        """True for the results of shape arithmetic: they are numbers, not data that channels run through."""
+        return value in self._known
 
 
 _CARRIES: dict[str, Callable[[Node, Counts], Items | None]] = {}
@@ -98,10 +117,10 @@ def _gather(node: Node, counts: Counts) -> Items | None:
 def _slice(node: Node, counts: Counts) -> Items | None:
     items = counts.of(node.inputs[0])
     bounds = [counts.of(v) for v in node.inputs[1:]]
-    if items is None or any(b is None or len(b) != 1 or not isinstance(b[0], int) for b in bounds):
+    if items is None or any(b is None or len(b) != 1 for b in bounds):
         return None
-    start, end, _, step = [b[0] for b in bounds if b is not None] + [1] * (4 - len(bounds))
-    if not (isinstance(start, int) and isinstance(end, int) and isinstance(step, int)) or step < 1:
+    start, end, _, step = [number_of(b[0]) for b in bounds if b is not None] + [1] * (4 - len(bounds))
+    if start is None or end is None or step is None or step < 1:
         return None
     return items[start:end:step]
 
@@ -109,8 +128,10 @@ def _slice(node: Node, counts: Counts) -> Items | None:
 @_carries("Concat")
 def _concat(node: Node, counts: Counts) -> Items | None:
     found: list[Item] = []
-    for value in node.inputs:
+    for operand, value in enumerate(node.inputs):
         items = counts.of(value)
+        if items is not None and value is not None and value.is_constant:
+            items = tuple(Number(n, node, operand, i) if isinstance(n, int) else n for i, n in enumerate(items))
         if items is None:
             extent = value.shape[0] if value is not None and value.shape is not None and value.rank == 1 else None
             if not isinstance(extent, int):

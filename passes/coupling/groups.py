@@ -17,6 +17,7 @@ import numpy as np
 import passes.coupling.rules  # noqa: F401  (registers the rules)
 from compiler.ir import Graph, Node, Value, node_macs
 from compiler.ir.cost import is_parameter
+from passes.coupling.counts import Number
 from passes.coupling.extents import UnitLayout
 from passes.coupling.partition import Partition
 from passes.coupling.solver import Coupling, Pin, Place
@@ -117,6 +118,8 @@ class Groups(Sequence[Group]):
     layouts: dict[Value, UnitLayout] = field(repr=False)
     unit_count: int
     fixed: tuple[Fixed, ...] = field(repr=False)
+    spellings: tuple[tuple[Number, Value, int], ...] = field(default=(), repr=False)
+    """Numbers inside shape arithmetic that spell the extent of (value, axis), and shrink with it."""
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -216,7 +219,7 @@ class _Classes:
         ties = Partition()
         classes = ties.fresh(len(self.sizes))
         for matrix in constraints:
-            involved = np.flatnonzero(matrix.any(axis=0))
+            involved = np.flatnonzero((matrix != matrix[0]).any(axis=0))
             ties.union(classes[involved[:1]], classes[involved])
         members: dict[int, list[int]] = {}
         for k, root in enumerate(ties.find(classes)):
@@ -344,7 +347,8 @@ def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
     ]
     order = {c: i for i, c in enumerate(graph.constants())}
     groups.sort(key=lambda g: order[g.members[0].value] if g.members else len(order))
-    return Groups(graph, tuple(_distinct(groups)), layouts, len(group_of_unit), tuple(fixed))
+    spellings = tuple((n, s[0], s[1]) for n, s in coupling.spellings.items() if s is not None and s[2] is not None)
+    return Groups(graph, tuple(_distinct(groups)), layouts, len(group_of_unit), tuple(fixed), spellings)
 
 
 def _collapse(units: np.ndarray, axis: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.ir import Dim, Graph, Node, Value, subgraphs
-from passes.coupling.counts import Count, Counts
+from passes.coupling.counts import Count, Counts, Item, Number
 from passes.coupling.partition import Partition, Points
 
 Labels = np.ndarray
@@ -95,6 +95,7 @@ class Coupling:
         self.decisions: dict[Place, tuple[Labels, int]] = {}
         self.kinds: list[tuple[Points, str]] = []
         self.counts = Counts()
+        self.spellings: dict[Number, tuple[Value, int, Labels | None] | None] = {}
         self._choices = choices or {}
         self._pinned: list[tuple[Points, int]] = []
         self._layouts: dict[Value, Layout] = {}
@@ -105,8 +106,11 @@ class Coupling:
         for value in self.graph.inputs:
             self._layouts[value] = [None] * (value.rank or 0)
         for node in self.graph.nodes:
-            for count in self.counts.follow(node):
-                self.pin_axis(count.value, count.axis, node, "its extent is used as a number")
+            for used in self.counts.follow(node):
+                self.use(used, node)
+            if self.counts.knows(node.outputs[0]):
+                self._layouts[node.outputs[0]] = [None] * (node.outputs[0].rank or 0)
+                continue
             rule = COUPLING_RULES.get((node.domain, node.op))
             if rule is None or any(v.rank is None for v in (*node.inputs, *node.outputs) if v is not None):
                 self.refuse(node, f"no coupling rule for {node.qualified_op}" if rule is None else "unknown rank")
@@ -117,8 +121,7 @@ class Coupling:
         for value in self.graph.outputs:
             self.pin_value(value, None, f"model output {value.name!r}")
             for item in self.counts.of(value) or ():
-                if isinstance(item, Count):
-                    self.pin_axis(item.value, item.axis, None, f"its extent is model output {value.name!r}")
+                self.use(item, None)
 
     # What rules read
 
@@ -252,6 +255,30 @@ class Coupling:
             for value in body.outer_values():
                 if value in self._layouts:
                     self.pin_value(value, node, reason)
+
+    def use(self, item: Item, node: Node | None) -> None:
+        """An extent, or a number that spells one, is used as it is: what it counts may not change."""
+        if isinstance(item, Count):
+            self.pin_axis(item.value, item.axis, node, "its extent is used as a number")
+        elif isinstance(item, Number):
+            earlier = self.spellings.get(item)
+            self.spellings[item] = None
+            if earlier is not None:
+                self.pin(earlier[2], node, "its extent is used as a number")
+
+    def spell(self, item: Number, value: Value, axis: int, labels: Labels | None, node: Node) -> Labels | None:
+        """Let a number spell the extent of an axis, to be rewritten when that shrinks; it can spell one extent only."""
+        if item not in self.spellings:
+            self.spellings[item] = value, axis, labels
+            return labels
+        earlier = self.spellings[item]
+        known = None if earlier is None else earlier[2]
+        if known is None or labels is None or known.size != labels.size or labels.size != labels.shape[axis]:
+            for side in (known, labels):
+                self.pin(side, node, "one number spells this extent and one that is fixed")
+            return None
+        self.partition.union(known.ravel(), labels.ravel())
+        return labels
 
     def choose(self, place: Place, options: list[Labels]) -> int:
         """The index of one of several labels that a Reshape may let live; `dependency_groups` searches for the best."""

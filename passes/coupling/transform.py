@@ -13,11 +13,15 @@ from passes.coupling.groups import Group, Groups
 
 
 def random_permutation(groups: Groups, rng: np.random.Generator, only: Group | None = None) -> np.ndarray:
-    """For each unit, the unit that takes its place: a random permutation within every block (of one group)."""
+    """For each unit, the unit that takes its place: one random cycle through every block (of one group).
+
+    A cycle leaves no unit where it was.
+    """
     source = np.arange(groups.unit_count)
     for group in groups if only is None else [only]:
         for block in group.blocks:
-            source[block] = rng.permutation(block)
+            cycle = rng.permutation(block)
+            source[cycle] = np.roll(cycle, 1)
     return source
 
 
@@ -56,9 +60,24 @@ def restrict(groups: Groups, keep: np.ndarray) -> Graph:
         rule = EXTENT_RULES.get((old_node.domain, old_node.op))
         if rule is not None:
             rule(new_node, old_node, kept)
+    _respell(groups, graph, kept)
     _rename_clashes(graph)
     infer_shapes(graph)
     return graph
+
+
+def _respell(groups: Groups, graph: Graph, kept: Kept) -> None:
+    """Rewrite the numbers in shape arithmetic that spell extents which shrank."""
+    twin = dict(zip(groups.graph.nodes, graph.nodes, strict=True))
+    for item, value, axis in groups.spellings:
+        if kept.labels(value, axis) is None:
+            continue
+        node = twin[item.node]
+        operand = node.inputs[item.operand]
+        assert operand is not None
+        numbers = np.array(operand.numpy()).reshape(operand.static_shape or ())
+        numbers.reshape(-1)[item.position] = kept.count(value, axis)
+        node.inputs[item.operand] = Value(operand.name, data=numbers)
 
 
 def _to_the_end(groups: Groups, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -288,6 +288,34 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         a = MatMul(x, w) s = Shape(a) r = Relu(a) b = Reshape(r, s) y = MatMul(b, h) }""",
         ["w[1]: 8"],
     ),
+    "channel shuffle with symbolic space": (
+        """(float[N,3,H,W] x, float[8,3,1,1] w1, float[8,4,1,1] w2, float[5,8,1,1] h) => (float[N,5,H,W] y) {
+        a = Conv(x, w1) s = Shape(a) z = Constant<value_ints=[0]>() b0 = Constant<value_ints=[1]>() n = Slice(s, z, b0)
+        c2 = Constant<value_ints=[2]>() c4 = Constant<value_ints=[4]>() hw = Slice(s, c2, c4)
+        g = Constant<value_ints=[2,4]>() t1 = Concat<axis=0>(n, g, hw) b = Reshape(a, t1)
+        c = Transpose<perm=[0,2,1,3,4]>(b) d = Reshape(c, s) e = Conv<group=2>(d, w2) y = Conv(e, h) }""",
+        ["w1[0]: 8 in 4 blocks", "w2[0]: 8 in 2 blocks"],
+    ),
+    "positions cut to the sequence": (
+        """(float[1,S,6] x, float[6,8] w, float[16,8] p, float[8,5] h) => (float[1,S,5] y) {
+        a = MatMul(x, w) s = Shape(x) b = Constant<value_ints=[1]>() e = Constant<value_ints=[2]>() n = Slice(s, b, e)
+        z = Constant<value_ints=[0]>() q = Slice(p, z, n, z) c = Add(a, q) y = MatMul(c, h) }""",
+        ["w[1]: 8"],
+    ),
+    "class token beside a symbolic batch": (
+        """(float[N,4,6] x, float[6,8] w, float[1,1,8] t, float[8,5] h) => (float[N,5,5] y) {
+        a = MatMul(x, w) s = Shape(x) z = Constant<value_ints=[0]>() n = Gather(s, z) k = Constant<value_ints=[1,8]>()
+        g = Concat<axis=0>(n, k) e = Expand(t, g) c = Concat<axis=1>(e, a) y = MatMul(c, h) }""",
+        ["w[1]: 8"],
+    ),
+    "heads beside a symbolic batch and sequence": (
+        """(float[N,S,16] x, float[16,24] w, float[24,5] h) => (float[N,S,5] y) {
+        a = MatMul(x, w) s = Shape(x) z = Constant<value_ints=[0]>() o = Constant<value_ints=[2]>() n = Slice(s, z, o)
+        k = Constant<value_ints=[4,6]>() g = Concat<axis=0>(n, k) b = Reshape(a, g) t = Transpose<perm=[0,2,1,3]>(b)
+        r = Relu(t) u = Transpose<perm=[0,2,1,3]>(r) k2 = Constant<value_ints=[24]>() g2 = Concat<axis=0>(n, k2)
+        v = Reshape(u, g2) y = MatMul(v, h) }""",
+        ["w[1]: 24 in 4 blocks"],
+    ),
     "an index of several axes": (
         """(float[1,3,4,4] x, float[8,3,1,1] w1, float[5,8] h) => (float[1,5] y) {
         a = Conv(x, w1) ax = Constant<value_ints=[2,3]>() m = ReduceMean<keepdims=0>(a, ax)

@@ -11,7 +11,7 @@ from functools import reduce
 import numpy as np
 
 from compiler.ir import Dim, Node, SecateurError, Value
-from passes.coupling.counts import Count, Item
+from passes.coupling.counts import Count, Item, Number, number_of
 from passes.coupling.extents import Kept, constant_operand, extent_rule
 from passes.coupling.solver import Coupling, Labels, Layout, Place, coupling_rule
 
@@ -36,17 +36,30 @@ def reshape(c: Coupling, node: Node) -> None:
     if target is not None and not target.is_constant and items is None:
         c.refuse(node, "Reshape to a shape that is computed at run time")
         return
-    segments = align(x.shape or (), y.shape or ())
+    after = y.shape or ()
+    if items is not None:
+        after = tuple(_extent_of(item, d) for item, d in zip(items, after, strict=True))
+    segments = align(x.shape or (), after)
     if segments is None:
         c.refuse(node, f"{node.op} regroups extents that are not known")
         for item in items or ():
-            if isinstance(item, Count):
-                c.pin_axis(item.value, item.axis, node, "its extent is used as a number")
+            c.use(item, node)
         return
-    layout = regroup(c, node, c.layout(x), x.shape or (), y.shape or (), segments)
-    if items is not None:
-        layout = [_spelt(c, node, labels, item, a) for a, (labels, item) in enumerate(zip(layout, items, strict=True))]
+    layout = regroup(c, node, c.layout(x), x.shape or (), after, segments)
+    for axis, item in enumerate(items or ()):
+        if number_of(item) != 0 or ([axis], [axis]) not in segments:  # 0 copies the extent of the same axis
+            layout[axis] = _spelt(c, node, layout[axis], item, axis)
     c.set(y, layout)
+
+
+def _extent_of(item: Item, extent: Dim) -> Dim:
+    """What a target says of an extent that shape inference does not know."""
+    if isinstance(extent, int) or item is None:
+        return extent
+    if isinstance(item, Count):
+        return item.value.shape[item.axis] if item.value.shape is not None else extent
+    number = number_of(item)
+    return number if number is not None and number > 0 else extent
 
 
 def _spelt(c: Coupling, node: Node, labels: Labels | None, item: Item, axis: int) -> Labels | None:
@@ -56,10 +69,14 @@ def _spelt(c: Coupling, node: Node, labels: Labels | None, item: Item, axis: int
         if counted is None and labels is None:
             return None
         if counted is not None and labels is not None and labels.size == labels.shape[axis] == len(counted):
-            c.partition.union(labels.ravel(), counted)
+            mine, theirs = c.partition.find(labels.ravel()), c.partition.find(counted)
+            if not np.array_equal(np.sort(mine), np.sort(theirs)):  # the same units in any order are as many
+                c.partition.union(mine, theirs)
             return labels
         c.pin(counted, node, "its extent is used as a number")
-    elif item == -1:
+    elif isinstance(item, Number) and item.number > 0:
+        return c.spell(item, node.outputs[0], axis, labels, node)
+    elif number_of(item) == -1:
         return labels
     if labels is not None:
         c.pin(labels, node, f"{node.op} spells this extent as a number that cannot be changed")
@@ -307,8 +324,16 @@ def slice_(c: Coupling, node: Node) -> None:
     """A run of positions along each axis named; unknown bounds pin the axis."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None and x.shape is not None
+    axes = node.input(3)
     if any(v is not None and not v.is_constant for v in node.inputs[1:]):
-        c.refuse(node, "Slice with bounds that are computed at run time")
+        if axes is None or not axes.is_constant:
+            c.refuse(node, "Slice with bounds that are computed at run time")
+            return
+        for axis in (int(a) % len(x.shape) for a in axes.numpy().ravel()):
+            c.pin_axis(x, axis, node, "Slice cuts this axis at a place that is computed at run time")
+            c.decondition(x, axis)
+        cut = {int(a) % len(x.shape) for a in axes.numpy().ravel()}
+        c.set(y, [None if a in cut else labels for a, labels in enumerate(c.layout(x))])
         return
     layout = c.layout(x)
     for axis, selection in slice_bounds(node).items():
@@ -452,7 +477,7 @@ def expand(c: Coupling, node: Node) -> None:
             layout[axis] = _counted(c, item, axis, rank)
         elif grown and isinstance(extent, int):
             layout[axis] = c.fresh(extent, axis, rank)
-        elif not target.is_constant and item != 1:
+        elif not target.is_constant and number_of(item) != 1:
             layout[axis] = _spelt(c, node, layout[axis], item, axis)
     c.set(y, layout)
 
@@ -501,7 +526,7 @@ def slice_extents(new: Node, old: Node, kept: Kept) -> None:
     """Bounds count the positions that remain before them."""
     x, y = old.inputs[0], old.outputs[0]
     assert x is not None and x.shape is not None and y.shape is not None
-    if not kept.touches(x):
+    if not kept.touches(x) or any(v is not None and not v.is_constant for v in old.inputs[1:]):
         return
     starts, ends, axes, steps = [], [], [], []
     for axis, selection in slice_bounds(old).items():
