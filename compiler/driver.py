@@ -67,13 +67,14 @@ def compile(
     passes: str | Pipeline | Sequence[Pass] = "simplify",
     output: str | Path,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    args: tuple[Any, ...] | None = None,
     overwrite: bool = False,
     verify: bool = True,
     context: Context | None = None,
 ) -> Artifact:
-    """Compile a model (a path, a ModelProto, …) into the artifact directory `output` and return the Artifact.
+    """Compile a model (a path, a ModelProto, an nn.Module, …) into the artifact directory `output`.
 
-    shapes: input name -> shape for symbolic dimensions. verify: compare the result with ONNX Runtime, and a
+    shapes: input name -> shape for symbolic dimensions. args: example arguments of an nn.Module. verify: compare the result with ONNX Runtime, and a
     pruning with the silenced original, before anything appears at `output`; CheckFailed otherwise.
     """
     outcome = compile_outcome(
@@ -82,6 +83,7 @@ def compile(
         passes=passes,
         output=output,
         shapes=shapes,
+        args=args,
         overwrite=overwrite,
         verify=verify,
         context=context,
@@ -97,6 +99,7 @@ def compile_outcome(
     passes: str | Pipeline | Sequence[Pass] = "simplify",
     output: str | Path,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    args: tuple[Any, ...] | None = None,
     overwrite: bool = False,
     verify: bool = True,
     context: Context | None = None,
@@ -107,7 +110,7 @@ def compile_outcome(
     final = check_output(output, inputs=_paths(source), overwrite=overwrite, directory=True)
     context = context or Context()
     pipeline = _pipeline(passes)
-    graph = load(source, shapes=shapes)
+    graph = load(source, shapes=shapes, **({} if args is None else {"args": args}))
     transformed = pipeline.run(graph, context)
     with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as folder:
         draft = build(transformed, Path(folder) / "artifact", target=target, progress=context.progress)

@@ -73,6 +73,24 @@ def test_shared_models(name: str, tmp_path: Path) -> None:
     assert native_difference(graph, tmp_path / "dense") <= 1e-4
 
 
+def test_torch_module(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 5),
+    )
+    x = torch.randn(1, 3, 8, 8)
+    artifact = compile(module, args=(x,), output=tmp_path / "out")
+    with load_artifact(artifact.path) as executable:
+        (name,) = (i.name for i in executable.inputs)
+        (result,) = executable.run({name: x.numpy()}).values()
+    np.testing.assert_allclose(result, module(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_symbolic_batch_survives_pruning() -> None:
     graph = load(BUNDLED)
     pruned = Pipeline("simplify,prune(ratio=0.5)")(graph)
