@@ -74,8 +74,9 @@ def compile(
 ) -> Artifact:
     """Compile a model (a path, a ModelProto, an nn.Module, …) into the artifact directory `output`.
 
-    shapes: input name -> shape for symbolic dimensions. args: example arguments of an nn.Module. verify: compare the result with ONNX Runtime, and a
-    pruning with the silenced original, before anything appears at `output`; CheckFailed otherwise.
+    shapes: input name -> shape for symbolic dimensions. args: example arguments of an nn.Module. verify: compare
+    the result with ONNX Runtime, and a pruning with the silenced original, before anything appears at `output`;
+    CheckFailed otherwise.
     """
     outcome = compile_outcome(
         source,
