@@ -111,7 +111,8 @@ def compile_outcome(
     final = check_output(output, inputs=_paths(source), overwrite=overwrite, directory=True)
     context = context or Context()
     pipeline = _pipeline(passes)
-    graph = load(source, shapes=shapes, **({} if args is None else {"args": args}))
+    options: dict[str, Any] = {} if args is None else {"args": args}
+    graph = load(source, shapes=shapes, **options)
     transformed = pipeline.run(graph, context)
     with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as folder:
         draft = build(transformed, Path(folder) / "artifact", target=target, progress=context.progress)

@@ -15,6 +15,7 @@ from onnx import helper
 from compiler.errors import SecateurError
 from compiler.ir.graph import Dim, Graph, Node, Value
 from compiler.ir.proto import model_proto
+from compiler.ir.symbols import Extent, product
 
 _LIKE_FIRST_OPERAND = ("GroupNormalization",)
 """Standard operators that a function defines, through which onnx loses the shape; results are like the operand."""
@@ -23,6 +24,9 @@ ShapeRule = Callable[[Node], list[tuple[np.dtype | None, tuple[Dim, ...] | None]
 """Given a node whose inputs are typed, the (dtype, shape) of each output."""
 
 SHAPE_RULES: dict[tuple[str, str], ShapeRule] = {}
+
+_INVENTED = "unk__"
+"""How the symbols begin that onnx makes up for extents which it cannot name."""
 
 _SHAPE_DATA_LIMIT = 1024
 """Constants of up to this many elements may hold shapes, axes or indices, and keep their data for inference."""
@@ -56,9 +60,30 @@ def infer_shapes(graph: Graph) -> None:
             value.dtype, value.shape = dtype, shape
         if before != [v.shape for v in node.outputs]:
             _infer_standard(graph)
+    _resolve_reshapes(graph)
     symbols = {d for value in graph.inputs for d in value.shape or () if isinstance(d, str)}
     for value, shape in declared.items():
         value.shape = _refine(value.shape, shape, symbols)
+
+
+def _resolve_reshapes(graph: Graph) -> None:
+    """Replace the names that onnx makes up for extents which a Reshape infers by what they are: `N`, `4*N`."""
+    resolved: dict[Dim, Dim] = {}
+    for node in graph.nodes:
+        for value in node.outputs:
+            if value.shape is not None and resolved:
+                value.shape = tuple(resolved.get(d, d) for d in value.shape)
+        x, y = node.input(0), node.outputs[0]
+        if node.op != "Reshape" or node.domain or x is None or x.shape is None or y.shape is None:
+            continue
+        invented = [d for d in y.shape if isinstance(d, str) and d.startswith(_INVENTED)]
+        if len(invented) != 1 or invented[0] in x.shape:
+            continue
+        rest = product(Extent.of(d) for d in y.shape if d != invented[0])
+        quotient = product(Extent.of(d) for d in x.shape).divided_by(rest)
+        if quotient is not None and "?" not in quotient.symbols:
+            resolved[invented[0]] = quotient.dim
+            y.shape = tuple(resolved.get(d, d) for d in y.shape)
 
 
 def _refine(

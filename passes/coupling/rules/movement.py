@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Iterator
 
 import numpy as np
 
 from compiler.ir import Dim, Node, SecateurError, Value
+from compiler.ir.symbols import Extent, product
 from passes.coupling.counts import Count, Item, Number, number_of
 from passes.coupling.extents import Kept, constant_operand, extent_rule
 from passes.coupling.solver import Coupling, Labels, Layout, Place, coupling_rule
@@ -91,54 +89,28 @@ def align(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[Segment] | No
 
     Extents may be symbols; one unknown extent of the result is what the others leave over.
     """
-    left = [_Extent.of(d) for d in before]
-    right = [_Extent.of(d) for d in after]
+    left = [Extent.of(d) for d in before]
+    right = [Extent.of(d) for d in after]
     known = {symbol for extent in left for symbol in extent.symbols}
     unknown = [j for j, extent in enumerate(right) if not set(extent.symbols) <= known]
     if len(unknown) == 1:
-        rest = _product([extent for j, extent in enumerate(right) if j != unknown[0]])
-        quotient = _product(left).divided_by(rest)
+        rest = product([extent for j, extent in enumerate(right) if j != unknown[0]])
+        quotient = product(left).divided_by(rest)
         if quotient is None:
             return None
         right[unknown[0]] = quotient
-    whole = _product(left)
-    if len(unknown) > 1 or whole.number == 0 or whole != _product(right):
+    whole = product(left)
+    if len(unknown) > 1 or whole.number == 0 or whole != product(right):
         return None
     return list(_runs(left, right))
 
 
-@dataclass(frozen=True)
-class _Extent:
-    """A product of a number and symbols."""
-
-    number: int
-    symbols: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, dim: Dim) -> _Extent:
-        return cls(dim) if isinstance(dim, int) else cls(1, (dim or "?",))
-
-    def times(self, other: _Extent) -> _Extent:
-        return _Extent(self.number * other.number, tuple(sorted(self.symbols + other.symbols)))
-
-    def divided_by(self, other: _Extent) -> _Extent | None:
-        rest = Counter(self.symbols)
-        rest.subtract(other.symbols)
-        if other.number == 0 or self.number % other.number or min(rest.values(), default=0) < 0:
-            return None
-        return _Extent(self.number // other.number, tuple(sorted(rest.elements())))
-
-
-def _product(extents: Sequence[_Extent]) -> _Extent:
-    return reduce(_Extent.times, extents, _Extent(1))
-
-
-def _runs(left: list[_Extent], right: list[_Extent]) -> Iterator[Segment]:
+def _runs(left: list[Extent], right: list[Extent]) -> Iterator[Segment]:
     """Cut two factorisations of one product into the shortest runs that agree."""
     i = j = 0
     while i < len(left) or j < len(right):
         run: Segment = ([], [])
-        a = b = _Extent(1)
+        a = b = Extent(1)
         while not (run[0] or run[1]) or a != b:
             # The side whose product divides the other's goes on; of two that do not, the shorter.
             behind = b.divided_by(a) is not None or (a.divided_by(b) is None and len(run[0]) < len(run[1]))
