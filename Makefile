@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
-.PHONY: help demo test check format bench bench-size conformance clean
+.PHONY: help demo test check format bench bench-size conformance coverage clean
 help:
 	@echo "make demo         compile, prune, run and measure the bundled model"
 	@echo "make test         run the tests"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench        our time over ONNX Runtime's on MobileNetV2 and ResNet-18"
 	@echo "make bench-size   grouping and pruning of 10,000 layers and of 8 billion parameters"
 	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
+	@echo "make coverage     groups, prunable share and certificate of every architecture of the zoo"
 	@echo "make clean        remove the virtual environment and what the demo made"
 
 $(BIN)/python:
@@ -56,6 +57,9 @@ bench-size: $(VENV)/.installed-test
 
 conformance: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) tests/conformance
+
+coverage: $(VENV)/.installed-test
+	$(BIN)/python -m tests.zoo.coverage
 
 clean:
 	rm -rf $(VENV) secateur-demo *.egg-info

@@ -81,6 +81,5 @@ NETWORKS = {
         exported(MViT, (1, 3, 16, 16)),
         ("16", "24", "8", "8", "12", "40", "48"),
         heads=("2",) * 2,
-        batch_fault="a Reshape that joins a symbolic batch with heads is not understood",
     )
 }
