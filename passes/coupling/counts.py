@@ -77,7 +77,7 @@ class Counts:
             return [Count(x, a) for a in range(x.rank or 0)] if x is not None else []
         read = [(i, self._known[v]) for i, v in enumerate(node.inputs) if v is not None and v in self._known]
         carry = _CARRIES.get(node.op) if not node.domain else None
-        if read and carry is not None and (read[0][0] == 0 or node.op == "Concat"):
+        if read and carry is not None and (read[0][0] == 0 or node.op in ("Concat", "Equal", "Where")):
             result = carry(node, self)
             if result is not None:
                 self._known[node.outputs[0]] = result
@@ -139,3 +139,30 @@ def _concat(node: Node, counts: Counts) -> Items | None:
             items = (None,) * extent
         found += items
     return tuple(found)
+
+
+@_carries("Equal")
+def _equal(node: Node, counts: Counts) -> Items | None:
+    """1 or 0 each; an extent is never negative, which is how torch asks whether to keep one (-1)."""
+    a, b = (counts.of(v) for v in node.inputs)
+    if a is None or b is None or len(a) != len(b):
+        return None
+    found: list[Item] = []
+    for x, y in zip(a, b, strict=True):
+        m, n = number_of(x), number_of(y)
+        if m is not None and n is not None:
+            found.append(int(m == n))
+        elif any(isinstance(side, Count) for side in (x, y)) and min(m or 0, n or 0) < 0:
+            found.append(0)
+        else:
+            return None
+    return tuple(found)
+
+
+@_carries("Where")
+def _where(node: Node, counts: Counts) -> Items | None:
+    condition, yes, no = (counts.of(v) for v in node.inputs)
+    if condition is None or yes is None or no is None or not len(condition) == len(yes) == len(no):
+        return None
+    chosen = [number_of(c) for c in condition]
+    return None if None in chosen else tuple(y if c else n for c, y, n in zip(chosen, yes, no, strict=True))

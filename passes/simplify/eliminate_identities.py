@@ -150,6 +150,16 @@ def _slice(node: Node) -> Value | None:
     return x if (ends >= _MOST).all() else None
 
 
+@identity_rule("Where")
+def _where(node: Node) -> Value | None:
+    """A condition that is the same everywhere chooses one operand, unless that one has to be broadcast."""
+    condition = small_constant(node.inputs[0])
+    if condition is None or condition.size == 0 or condition.min() != condition.max():
+        return None
+    chosen = node.inputs[1] if condition.flat[0] else node.inputs[2]
+    return chosen if chosen is not None and same_shape(chosen, node.outputs[0]) else None
+
+
 @identity_rule("Add", "Sub")
 def _add_zero(node: Node) -> Value | None:
     return _neutral(node, 0, commutes=node.op == "Add")

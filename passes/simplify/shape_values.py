@@ -183,3 +183,33 @@ def _combine(op: str, x: Dim, y: Dim) -> Dim:
         return None if y == 0 else (abs(x) // abs(y)) * (1 if (x < 0) == (y < 0) else -1)
     result = {"Add": x + y, "Sub": x - y, "Mul": x * y}[op]
     return result if abs(result) < 2**31 else None  # no shape; it may wrap around
+
+
+@shape_value_rule("Equal")
+def _equal(node: Node, inputs: list[ShapeValue | None]) -> ShapeValue | None:
+    """1 or 0 each; an extent is never negative, which is how torch asks whether to keep one (-1)."""
+    a, b = inputs
+    if a is None or b is None or len(a.items) != len(b.items):
+        return None
+    return ShapeValue(tuple(_same(x, y) for x, y in zip(a.items, b.items, strict=True)), a.scalar and b.scalar)
+
+
+def _same(x: Dim, y: Dim) -> Dim:
+    if isinstance(x, int) and isinstance(y, int):
+        return int(x == y)
+    number = x if isinstance(x, int) else y
+    return 0 if x is not None and y is not None and isinstance(number, int) and number < 0 else None
+
+
+@shape_value_rule("Where")
+def _where(node: Node, inputs: list[ShapeValue | None]) -> ShapeValue | None:
+    condition, yes, no = inputs
+    if condition is None or yes is None or no is None:
+        return None
+    if not len(condition.items) == len(yes.items) == len(no.items):
+        return None
+    chosen = [
+        {1: y, 0: n}.get(c) if isinstance(c, int) else None
+        for c, y, n in zip(condition.items, yes.items, no.items, strict=True)
+    ]
+    return ShapeValue(tuple(chosen), no.scalar)

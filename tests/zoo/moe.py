@@ -72,6 +72,5 @@ NETWORKS = {
         exported(stacked, ids(1, 8)),
         ("16", "80 in 4 blocks", "96 in 4 blocks", *["16 in 2 blocks"] * 2, "4"),
         heads=("2",) * 2,
-        batch_fault="Expand to a shape computed at run time pins what it repeats",
     ),
 }
