@@ -86,7 +86,8 @@ def test_prune_writes_a_model_of_the_ratio_asked_for(model: Path, capsys: pytest
 def test_prune_shows_before_and_after(model: Path, capsys: pytest.CaptureFixture[str], golden) -> None:
     assert run(["prune", str(model), "-o", str(model.with_name("smaller.onnx"))]) == 0
     lines = capsys.readouterr().out.replace(str(model.parent), "DIR").splitlines()
-    golden("\n".join(line.rstrip() for line in lines if "verified" not in line), "cli/prune")
+    varying = "verified", "file "  # what depends on rounding, and on how the test's own model was written
+    golden("\n".join(line.rstrip() for line in lines if not line.startswith(varying)), "cli/prune")
 
 
 def test_groups_are_shown_and_certified(model: Path, capsys: pytest.CaptureFixture[str], golden) -> None:
