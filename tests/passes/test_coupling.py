@@ -410,6 +410,16 @@ def test_indices_are_no_weights() -> None:
     assert certify(graph, dependency_groups(graph)) <= 1e-5
 
 
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_pixel_unshuffle_in_either_order(mode: str) -> None:
+    text = """(float[1,3,8,8] x, float[4,3,1,1] w1, float[5,16,1,1] w2) => (float[1,5,4,4] y) {
+        a = Conv(x, w1) b = SpaceToDepth<blocksize=2, mode="MODE">(a) y = Conv(b, w2) }"""
+    graph = network(text.replace("MODE", mode), opset=28)
+    groups = dependency_groups(graph)
+    assert described(groups) == ["w1[0]: 4"]
+    assert certify(graph, groups) <= 1e-5
+
+
 def test_reasons_name_the_node_that_pins() -> None:
     graph = network(PATTERNS["unknown operator"][0], simplify=False)
     reasons = {str(f) for f in dependency_groups(graph).fixed}

@@ -32,13 +32,14 @@ def depth_to_space(c: Coupling, node: Node) -> None:
 
 @coupling_rule("SpaceToDepth")
 def space_to_depth(c: Coupling, node: Node) -> None:
-    """Every channel becomes one for each pixel of a block."""
+    """Every channel becomes one for each pixel of a block: block after block (DCR), or channel after channel (CRD)."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     fix_space(c, x, node)
     channels = c.plain(x, 1)
     if channels is not None:
-        channels = np.tile(channels, int(node.attribute("blocksize")) ** 2)
+        spread = np.repeat if node.attribute("mode", "DCR") == "CRD" else np.tile
+        channels = spread(channels, int(node.attribute("blocksize")) ** 2)
     c.set(y, [c.axis(x, 0), _map(channels, 1, 4), None, None])
 
 
