@@ -66,6 +66,7 @@ def build(
     """
     report = progress or (lambda stage, done, total: None)
     chosen = named_target(target) if isinstance(target, str) else target
+    _require_buildable(chosen)
     path = Path(output)
     _require_free(path, overwrite)
     report(_STAGES[0], 0, len(_STAGES))
@@ -119,6 +120,17 @@ def _manifest(program: Program, memory: MemoryPlan, target: Target) -> dict[str,
         "macs": sum(s.macs for s in program.steps),
         "layers": layers,
     }
+
+
+def _require_buildable(target: Target) -> None:
+    """Refuse targets of another kind of machine: only shared libraries for this one can be built so far."""
+    here, there = Target.native().triple.split("-")[0], target.triple.split("-")[0]
+    if there != here:
+        raise SecateurError(
+            "E_TARGET",
+            f"artifacts for target {target.name!r} ({there}) cannot be built yet on this machine ({here})",
+            hint="use --target native; the pruned ONNX file runs anywhere",
+        )
 
 
 def _require_free(path: Path, overwrite: bool) -> None:
