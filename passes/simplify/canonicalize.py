@@ -1,6 +1,6 @@
 """Write what can be said in several ways in one way, so that later rules need to know only that one.
 
-Padding is explicit, axes count from the front, and kernels state their shape.
+Padding is explicit, axes count from the front, kernels state their shape, and recurrences begin at zero unless told.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from passes.simplify.rewrite import RewritePass
 
 _WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 _WEIGHTED = ("Conv", "ConvTranspose")
+_STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
+"""Which operands are initial states."""
 
 _AXIS = {
     "ArgMax": 0,
@@ -39,27 +41,29 @@ _AXIS = {
 @register_pass("canonicalize")
 @dataclass(frozen=True)
 class Canonicalize(RewritePass):
-    """Explicit pads in place of auto_pad, axes that count from the front, kernel shapes stated."""
+    """Explicit pads in place of auto_pad, axes that count from the front, kernel shapes stated, no states of zeros."""
 
     def rewrite(self, graph: Graph) -> int:
         return canonicalize(graph)
 
 
 def canonicalize(graph: Graph) -> int:
-    """Edit in place; returns the number of attributes written."""
+    """Edit in place; returns the number of nodes changed."""
     count = 0
     for node in graph.nodes:
         count += sum(canonicalize(body) for body in subgraphs(node))
         if node.domain:
             continue
-        before = dict(node.attributes)
+        before, operands = dict(node.attributes), list(node.inputs)
         if node.op in _AXIS:
             _count_from_front(node)
         if node.op in _WEIGHTED:
             _state_kernel(node)
         if node.op in _WINDOWED:
             _state_pads(node)
-        count += before != node.attributes
+        for index in _STATES.get(node.op, ()):
+            _omit_zeros(node, index)
+        count += before != node.attributes or operands != node.inputs
     return count
 
 
@@ -74,6 +78,13 @@ def _state_kernel(node: Node) -> None:
     weight = node.inputs[1]
     if "kernel_shape" not in node.attributes and weight is not None and weight.static_shape is not None:
         node.attributes["kernel_shape"] = list(weight.static_shape[2:])
+
+
+def _omit_zeros(node: Node, index: int) -> None:
+    """An initial state that is left out is zero."""
+    state = node.input(index)
+    if state is not None and state.is_constant and not state.numpy().any():
+        node.inputs[index] = None
 
 
 def _state_pads(node: Node) -> None:

@@ -504,6 +504,16 @@ class TestCanonicalize:
         )
         assert Canonicalize()(graph) is graph
 
+    def test_an_initial_state_of_zeros_is_left_out(self) -> None:
+        graph = net(
+            "y, h, c = LSTM<hidden_size = 2>(x, w, r, none, none, zero, some)".replace("none", ""),
+            "float[3,1,2] x => float[3,1,1,2] y, float[1,1,2] h, float[1,1,2] c",
+            "float[1,8,2] w = {" + ", ".join(["0.5"] * 16) + "}, float[1,8,2] r = {" + ", ".join(["0.1"] * 16) + "},"
+            "float[1,1,2] zero = {0, 0}, float[1,1,2] some = {0, 1}",
+        )
+        operands = same(graph, Canonicalize()(graph)).nodes[0].inputs
+        assert operands[5] is None and operands[6] is not None
+
     def test_axes_count_from_the_front(self, golden: Golden) -> None:
         graph = net(
             """a = Softmax(x) b = Concat<axis = -2>(a, x) c, d = Split<axis = -1, split = [1, 2]>(b)
