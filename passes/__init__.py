@@ -1,11 +1,12 @@
 """Everything from Graph to Graph: passes, dependency groups, pruning, sparsity."""
 
-from passes.coupling import Group, Groups, certify, dependency_groups
+from passes.coupling import Carried, Group, Groups, carried, certify, dependency_groups
 from passes.pipeline import Context, Pass, Pipeline, available_passes, make_pass, parse_passes, register_pass
 from passes.simplify import Simplify
 from passes.structured import Prune
 
 __all__ = [
+    "Carried",
     "Context",
     "Group",
     "Groups",
@@ -14,6 +15,7 @@ __all__ = [
     "Prune",
     "Simplify",
     "available_passes",
+    "carried",
     "certify",
     "dependency_groups",
     "make_pass",

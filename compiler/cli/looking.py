@@ -14,7 +14,7 @@ from rich.tree import Tree
 from compiler.cli.shared import Json, Model, Quiet, Screen, Shapes, bind, count, size, table
 from compiler.frontends import load
 from compiler.ir import Graph, SecateurError, graph_cost, node_cost
-from passes import Groups, Pipeline, certify, dependency_groups
+from passes import Groups, Pipeline, carried, certify, dependency_groups
 
 
 def groups_command(
@@ -50,10 +50,10 @@ def groups_command(
 
 def _tree(groups: Groups) -> Tree:
     tree = Tree(f"{len(groups)} dependency groups, {groups.unit_count} units")
-    for group in groups:
+    for group, unit in zip(groups, carried(groups), strict=True):
         constraint = f", balanced in {group.balanced} blocks" if group.balanced > 1 else ""
-        carried = f"; each carries {count(group.params_per_unit)} parameters, {count(group.macs_per_unit)} MACs"
-        branch = tree.add(Text(group.name, style="bold") + Text(f": {group.units} {group.kind}s{constraint}{carried}"))
+        costs = f"; each carries {count(unit.params)} parameters, {count(unit.macs)} MACs"
+        branch = tree.add(Text(group.name, style="bold") + Text(f": {group.units} {group.kind}s{constraint}{costs}"))
         for member in group.members[:12]:
             branch.add(Text(f"{member}  ({member.positions} positions; {', '.join(n.op for n in member.nodes)})"))
         if len(group.members) > 12:
@@ -70,8 +70,8 @@ def _groups_result(groups: Groups, difference: float | None) -> dict[str, Any]:
                 "units": g.units,
                 "blocks": [len(b) for b in g.blocks],
                 "step": list(g.step),
-                "params_per_unit": g.params_per_unit,
-                "macs_per_unit": g.macs_per_unit,
+                "params_per_unit": unit.params,
+                "macs_per_unit": unit.macs,
                 "members": [
                     {
                         "value": m.value.name,
@@ -82,7 +82,7 @@ def _groups_result(groups: Groups, difference: float | None) -> dict[str, Any]:
                     for m in g.members
                 ],
             }
-            for g in groups
+            for g, unit in zip(groups, carried(groups), strict=True)
         ],
         "fixed": [
             {"value": f.value.name, "axis": f.axis, "positions": f.positions, "reason": f.reason} for f in groups.fixed

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 import passes.coupling.rules  # noqa: F401  (registers the rules)
-from compiler.ir import Graph, Node, Value, node_macs
-from compiler.ir.cost import is_parameter
+from compiler.ir import Graph, Node, Value
 from passes.coupling.counts import Number
 from passes.coupling.extents import UnitLayout
 from passes.coupling.partition import Partition
+from passes.coupling.readers import readers
 from passes.coupling.solver import Coupling, Pin, Place
 
 _MAX_SEARCH = 12
@@ -30,13 +30,12 @@ class Member:
     """One axis of one constant that a group moves.
 
     positions: how many positions of the axis (in one row, where it is conditional) belong to the group.
-    elements: how many elements of the constant lie there. nodes: those that read the constant.
+    nodes: those that read the constant or a view of it.
     """
 
     value: Value
     axis: int
     positions: int
-    elements: int
     nodes: tuple[Node, ...] = ()
 
     def __str__(self) -> str:
@@ -68,19 +67,6 @@ class Group:
     def units(self) -> int:
         """How many units the group holds in all."""
         return sum(len(b) for b in self.blocks)
-
-    @property
-    def params_per_unit(self) -> float:
-        """Parameters that one unit carries on average; those between two of its axes count twice."""
-        return sum(m.elements for m in self.members if is_parameter(m.value)) / self.units
-
-    @property
-    def macs_per_unit(self) -> float:
-        """Multiply-accumulates that one unit carries on average, symbolic extents counting as 1."""
-        return (
-            sum(node_macs(n) * m.elements / m.value.data.size for m in self.members for n in m.nodes if m.value.data)
-            / self.units
-        )
 
     @property
     def balanced(self) -> int:
@@ -383,11 +369,7 @@ def _distinct(groups: list[Group]) -> Iterator[Group]:
 def _members(
     graph: Graph, coupling: Coupling, classes: _Classes, layouts: dict[Value, UnitLayout], group_of: np.ndarray
 ) -> tuple[dict[int, list[Member]], list[Fixed]]:
-    uses: dict[Value, list[Node]] = {}
-    for node in graph.nodes:
-        for value in node.inputs:
-            if value is not None and value.is_constant:
-                uses.setdefault(value, []).append(node)
+    uses = {value: tuple(node for node, _ in found) for value, found in readers(graph).items()}
     members: dict[int, list[Member]] = {}
     fixed: list[Fixed] = []
     for value in graph.constants():
@@ -397,11 +379,9 @@ def _members(
             units = layouts[value][axis]
             if units is not None:
                 groups, counts = np.unique(group_of[units[units >= 0]], return_counts=True)
-                rows, share = units.size // units.shape[axis], value.data.size // units.size if value.data else 0
+                rows = units.size // units.shape[axis]
                 for g, n in zip(groups.tolist(), counts.tolist(), strict=True):
-                    members.setdefault(g, []).append(
-                        Member(value, axis, -(-n // rows), n * share, tuple(uses.get(value, ())))
-                    )
+                    members.setdefault(g, []).append(Member(value, axis, -(-n // rows), uses.get(value, ())))
             roots = coupling.partition.find(labels)
             if units is not None:
                 roots = roots[np.broadcast_to(units, roots.shape) < 0]

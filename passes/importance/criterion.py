@@ -15,6 +15,7 @@ import numpy as np
 
 from compiler.ir import Node, SecateurError, Value
 from passes.coupling.groups import Groups
+from passes.coupling.readers import readers
 from passes.importance.stored import row_values
 
 ENTRY_POINT_GROUP = "secateur.criteria"
@@ -34,7 +35,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:
-        """Whether a constant takes part. uses: the (node, input index) pairs that read it."""
+        """Whether a constant takes part. uses: the (node, input index) pairs that read it or a view of it."""
 
     @abstractmethod
     def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
@@ -75,13 +76,13 @@ def unit_scores(groups: Groups, chosen: Criterion) -> np.ndarray:
     """The score of every unit, [groups.unit_count]; NaN for units that own nothing the criterion scores."""
     totals = np.zeros(groups.unit_count)
     scored = np.zeros(groups.unit_count, bool)
-    uses = groups.graph.consumers()
+    uses, direct = readers(groups.graph), groups.graph.consumers()
     for constant in groups.graph.constants():
         layout = groups.layouts.get(constant)
         if layout is None or all(t is None for t in layout) or not chosen.selects(constant, uses.get(constant, [])):
             continue
         for rows in _row_blocks(constant):
-            scores = chosen.score(row_values(constant, uses.get(constant, []), rows), constant, rows)
+            scores = chosen.score(row_values(constant, direct.get(constant, []), rows), constant, rows)
             for labels in layout:
                 if labels is not None:
                     _add(totals, scored, labels[rows] if labels.shape[0] > 1 else labels, scores)
@@ -92,9 +93,9 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "DeformConv", "CausalConvWithState"), (1,)),
     **dict.fromkeys(("Gemm", "MatMul", "MatMulInteger"), (0, 1)),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2)),
-    **{"QLinearConv": (3,), "QLinearMatMul": (0, 3), "DequantizeLinear": (0,), "Einsum": tuple(range(8))},
+    **{"QLinearConv": (3,), "QLinearMatMul": (0, 3), "Einsum": tuple(range(8))},
 }
-"""Which operands are multiplied with the data. A constant of several axes that is dequantised is taken for a weight."""
+"""Which operands are multiplied with the data."""
 
 
 def _row_blocks(constant: Value) -> Iterator[slice]:
@@ -122,6 +123,4 @@ def is_weight(constant: Value, uses: list[tuple[Node, int]]) -> bool:
     assert constant.data is not None
     if constant.data.dtype.kind not in "fViu":
         return False
-    return any(
-        i in _WEIGHTS.get(n.op, ()) and (n.op != "DequantizeLinear" or (constant.rank or 0) > 1) for n, i in uses
-    )
+    return any(i in _WEIGHTS.get(node.op, ()) for node, i in uses)

@@ -9,6 +9,7 @@ import pytest
 from compiler.ir import node_macs, verify
 from compiler.ir.execute import execute, random_inputs
 from passes import Context, Prune, certify, dependency_groups
+from passes.coupling.readers import readers
 from passes.coupling.rules.refused import REFUSED
 from passes.coupling.solver import COUPLING_RULES
 from passes.coupling.transform import restrict
@@ -531,7 +532,7 @@ def test_macs(family: dict[str, tuple[str, list[str]]], name: str, node: str, ma
 
 def test_integers_are_scored_by_what_they_stand_for() -> None:
     graph = network(QUANTISED["blocks of a weight"][0])
-    weight, uses = graph.value("w2"), graph.consumers()
+    weight, uses = graph.value("w2"), readers(graph)
     assert is_weight(weight, uses[weight]) and not is_weight(graph.value("v"), uses[graph.value("v")])
     expected = weight.numpy() * np.repeat(graph.value("v").numpy(), 2, axis=0)
     np.testing.assert_allclose(row_values(weight, uses[weight], slice(2, 6)), expected[2:6], rtol=1e-6)

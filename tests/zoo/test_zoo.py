@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 
+import numpy as np
 import pytest
 
 from compiler.frontends import load
-from compiler.ir import Graph, verify
+from compiler.ir import Graph, graph_cost, verify
 from compiler.ir.execute import execute, random_inputs
-from passes import Context, Group, Groups, Pipeline, Prune, certify, dependency_groups
+from passes import Context, Group, Groups, Pipeline, Prune, carried, certify, dependency_groups
+from passes.coupling.transform import restrict
 from passes.structured.check import pruning_error
 from tests.zoo.coverage import prunable_share
 from tests.zoo.entry import Entry, zoo
@@ -87,6 +89,19 @@ def check_pruning(graph: Graph, ratio: float, scope: str) -> None:
     groups, keep = report.selection
     error = pruning_error(groups, keep, pruned)
     assert error is None or error <= TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "entry"), [pytest.param(n, e, id=n) for n, e in zoo().items() if not e.fault])
+def test_what_a_unit_carries(name: str, entry: Entry) -> None:
+    graph, groups = grouped(name)
+    full = graph_cost(graph)
+    for group, unit in list(zip(groups, carried(groups), strict=True))[::4]:
+        keep = np.ones(groups.unit_count, bool)
+        for block, count in zip(group.blocks, group.step, strict=True):
+            keep[block[-count:]] = False
+        cost, units = graph_cost(restrict(groups, keep)), sum(group.step)
+        lost = full.params - cost.params, full.macs - cost.macs
+        assert (unit.params * units, unit.macs * units) == pytest.approx(lost)
 
 
 @pytest.mark.parametrize(("name", "entry"), [pytest.param(n, e, id=n) for n, e in zoo().items() if not e.fault])
