@@ -51,9 +51,9 @@ def groups_command(
 def _tree(groups: Groups) -> Tree:
     tree = Tree(f"{len(groups)} dependency groups, {groups.unit_count} units")
     for group, unit in zip(groups, carried(groups), strict=True):
-        constraint = f", balanced in {group.balanced} blocks" if group.balanced > 1 else ""
         costs = f"; each carries {count(unit.params)} parameters, {count(unit.macs)} MACs"
-        branch = tree.add(Text(group.name, style="bold") + Text(f": {group.units} {group.kind}s{constraint}{costs}"))
+        moves = f": {group.units} {group.kind}s{group.constraints}{costs}"
+        branch = tree.add(Text(group.name, style="bold") + Text(moves))
         for member in group.members[:12]:
             branch.add(Text(f"{member}  ({member.positions} positions; {', '.join(n.op for n in member.nodes)})"))
         if len(group.members) > 12:
@@ -70,6 +70,7 @@ def _groups_result(groups: Groups, difference: float | None) -> dict[str, Any]:
                 "units": g.units,
                 "blocks": [len(b) for b in g.blocks],
                 "step": list(g.step),
+                "minimum": g.minimum,
                 "params_per_unit": unit.params,
                 "macs_per_unit": unit.macs,
                 "members": [

@@ -18,9 +18,10 @@ import passes.coupling.rules  # noqa: F401  (registers the rules)
 from compiler.ir import Graph, Node, Value
 from passes.coupling.counts import Number
 from passes.coupling.extents import UnitLayout
+from passes.coupling.kinds import ATTENTION, group_kinds
 from passes.coupling.partition import Partition
 from passes.coupling.readers import readers
-from passes.coupling.solver import Coupling, Pin, Place
+from passes.coupling.solver import Coupling, Labels, Layout, Pin, Place
 
 _MAX_SEARCH = 12
 
@@ -46,10 +47,10 @@ class Member:
 class Group:
     """A dependency group: a permutation symmetry of the network.
 
-    kind: what one unit is: channel, head-dim (a channel within attention heads), head, hidden unit, ….
+    kind: what one unit is; see `passes.coupling.kinds`.
     blocks: unit ids; the units of one block may be exchanged for each other. One step of pruning takes
     `step[b]` units of every block b, which keeps the constraint "balanced in len(blocks) blocks".
-    members: the constants' axes that the group moves, in graph order.
+    members: the constants' axes that the group moves, in graph order. minimum: how many steps must stay.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Group:
     blocks: tuple[np.ndarray, ...]
     step: tuple[int, ...]
     members: tuple[Member, ...]
+    minimum: int = 0
 
     @property
     def size(self) -> int:
@@ -74,8 +76,13 @@ class Group:
         return len(self.blocks)
 
     def __str__(self) -> str:
-        constraint = f", balanced in {self.balanced} blocks" if self.balanced > 1 else ""
-        return f"{self.name}: {self.units} {self.kind}s{constraint}; {', '.join(map(str, self.members))}"
+        return f"{self.name}: {self.units} {self.kind}s{self.constraints}; {', '.join(map(str, self.members))}"
+
+    @property
+    def constraints(self) -> str:
+        """In words, each after a comma."""
+        balanced = f", balanced in {self.balanced} blocks" if self.balanced > 1 else ""
+        return balanced + (f", of which {self.minimum * sum(self.step)} must stay" if self.minimum else "")
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,7 @@ def _search(graph: Graph, coarse: Collection[Place], heads: bool) -> tuple[Coupl
 def _attention_places(coupling: Coupling) -> frozenset[Place]:
     """The Reshapes whose labels belong to attention: those that may let go of whole heads."""
     find = coupling.partition.find
-    marked = [find(points) for points, kind in coupling.kinds if kind in ("head", "head-dim")]
+    marked = [find(points).ravel() for points, kind in coupling.kinds if kind in ATTENTION]
     if not marked:
         return frozenset()
     roots = np.unique(np.concatenate(marked))
@@ -192,12 +199,8 @@ class _Classes:
         return bool(np.isin(self.class_of[self.coupling.partition.find(labels)], list(usable)).any())
 
     def _used_roots(self) -> Iterator[np.ndarray]:
-        seen: set[int] = set()
-        for layout in self.coupling.layouts().values():
-            for labels in layout:
-                if labels is not None and id(labels) not in seen:
-                    seen.add(id(labels))
-                    yield self.coupling.partition.find(labels).ravel()
+        for _, _, labels in _distinct_labels(self.coupling):
+            yield self.coupling.partition.find(labels).ravel()
 
     def _bundle(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Groups as (classes, units of each class that one step takes); unbalanceable ones are left out."""
@@ -255,40 +258,82 @@ def _signatures(coupling: Coupling) -> np.ndarray:
     """A hash per unit of the multiset of (axis, cell) that it occupies."""
     signature = np.zeros(len(coupling.partition), np.uint64)
     find = coupling.partition.find
-    seen: set[int] = set()
+    contents: np.ndarray | None = None
     axis_id = 0
     with np.errstate(over="ignore"):
-        for layout in coupling.layouts().values():
-            for axis, labels in enumerate(layout):
-                if labels is None or id(labels) in seen:
-                    continue
-                seen.add(id(labels))
-                axis_id += 1
-                salt = _mix(axis_id)
-                roots = find(labels)
-                cells = [1 if a == axis else d for a, d in enumerate(labels.shape)]
-                cell = np.arange(math.prod(cells), dtype=np.uint64).reshape(cells)
-                np.add.at(signature, roots, np.broadcast_to(_mix(cell ^ salt), roots.shape))
-                for other in (a for a, d in enumerate(cells) if d > 1):
-                    _add_row_contents(signature, find, layout[other], roots, other, salt)
+        for layout, axis, labels in _distinct_labels(coupling):
+            axis_id += 1
+            salt = _mix(axis_id)
+            roots = find(labels)
+            cell = _cells(labels, axis)
+            np.add.at(signature, roots, np.broadcast_to(_mix(cell ^ salt), roots.shape))
+            for other in (a for a, d in enumerate(cell.shape) if d > 1):
+                row_labels = layout[other]
+                if row_labels is not None:
+                    contents = _row_contents(coupling) if contents is None else contents
+                    _add_row_contents(signature, find, row_labels, roots, other, salt, contents)
         for balance in coupling.balances:
             axis_id += 1
             np.add.at(signature, find(balance.labels), _mix(balance.cells.astype(np.uint64) ^ _mix(axis_id)))
     return signature
 
 
+def _distinct_labels(coupling: Coupling) -> Iterator[tuple[Layout, int, Labels]]:
+    """Every array of labels once, with the first layout and axis that hold it."""
+    seen: set[int] = set()
+    for layout in coupling.layouts().values():
+        for axis, labels in enumerate(layout):
+            if labels is not None and id(labels) not in seen:
+                seen.add(id(labels))
+                yield layout, axis, labels
+
+
+def _cells(labels: Labels, axis: int) -> np.ndarray:
+    """The number of each cell: of each place on the axes that condition labels."""
+    cells = [1 if a == axis else d for a, d in enumerate(labels.shape)]
+    return np.arange(math.prod(cells), dtype=np.uint64).reshape(cells)
+
+
 def _add_row_contents(  # type: ignore[no-untyped-def]
-    signature: np.ndarray, find, row_labels: np.ndarray | None, roots: np.ndarray, axis: int, salt: np.ndarray
+    signature: np.ndarray, find, row_labels: Labels, roots: np.ndarray, axis: int, salt: np.ndarray, keys: np.ndarray
 ) -> None:
-    """Rows that condition other labels are interchangeable only when they hold the same units."""
-    if row_labels is None:
-        return
+    """Rows that condition other labels are interchangeable only when what they hold is."""
     others = tuple(a for a in range(roots.ndim) if a != axis)
-    contents = _mix(roots).sum(axis=others, dtype=np.uint64)
+    contents = _mix(keys[roots]).sum(axis=others, dtype=np.uint64)
     wide = np.broadcast_to(
         contents.reshape([-1 if a == axis else 1 for a in range(roots.ndim)]), np.broadcast_shapes(row_labels.shape)
     )
     np.add.at(signature, find(row_labels), _mix(wide ^ salt))
+
+
+def _row_contents(coupling: Coupling) -> np.ndarray:
+    """What makes a unit the counterpart of one in another row, a key per unit.
+
+    A unit that lives in one row only (a hidden unit of one expert) moves with its row: its counterparts are those at
+    the same places of the other rows, in every tensor. Any other unit is its own only counterpart.
+    """
+    find = coupling.partition.find
+    keys = coupling.pin_of_point().astype(np.uint64)
+    shared = np.zeros(len(keys), bool)
+    row_of = np.zeros(len(keys), np.int64)
+    for number, (layout, axis, labels) in enumerate(_distinct_labels(coupling)):
+        roots = find(labels)
+        salt = _mix(_mix(number + 1))
+        rows = [a for a, d in enumerate(labels.shape) if d > 1 and a != axis]
+        places: np.ndarray = np.arange(labels.shape[axis], dtype=np.uint64).reshape(
+            [-1 if a == axis else 1 for a in range(labels.ndim)]
+        )
+        if len(rows) == 1 and layout[rows[0]] is not None:
+            index = np.broadcast_to(_cells(labels, axis).astype(np.int64), labels.shape)
+            row_of[roots] = index
+            np.logical_or.at(shared, roots, row_of[roots] != index)
+        else:
+            places = places * np.uint64(math.prod(labels.shape)) + _cells(labels, axis)
+        np.add.at(keys, roots, np.broadcast_to(_mix(places ^ salt), roots.shape))
+    for number, balance in enumerate(coupling.balances):
+        np.add.at(keys, find(balance.labels), _mix(balance.cells.astype(np.uint64) ^ ~_mix(_mix(number + 1))))
+    keys[shared] = _mix(np.flatnonzero(shared))
+    return keys
 
 
 def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
@@ -320,14 +365,16 @@ def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
                 cache[key] = _collapse(units, axis) if (units >= 0).any() else None
             layouts[value].append(cache[key])
     members_of, fixed = _members(graph, coupling, classes, layouts, np.array(group_of_unit, np.int64))
-    kinds = _kinds(coupling, unit_of, np.array(group_of_unit, np.int64))
+    kinds = group_kinds(coupling, unit_of, np.array(group_of_unit, np.int64), members_of)
+    minima = _minima(coupling, unit_of, np.array(group_of_unit, np.int64), [s for _, s in usable])
     groups = [
         Group(
             name=str(members_of[i][0]) if i in members_of else f"group{i}",
-            kind=kinds.get(i, "channel"),
+            kind=kinds[i],
             blocks=b,
             step=s,
             members=tuple(members_of.get(i, ())),
+            minimum=minima.get(i, 0),
         )
         for i, (b, (_, s)) in enumerate(zip(blocks, usable, strict=True))
     ]
@@ -347,14 +394,23 @@ def _collapse(units: np.ndarray, axis: int) -> np.ndarray:
     return units
 
 
-def _kinds(coupling: Coupling, unit_of: np.ndarray, group_of: np.ndarray) -> dict[int, str]:
-    """What moves in each group that a rule marked; where rules disagree, the first mark counts."""
-    kinds: dict[int, str] = {}
-    for points, kind in coupling.kinds:
-        units = unit_of[coupling.partition.find(points)]
-        for group in np.unique(group_of[units[units >= 0]]).tolist():
-            kinds.setdefault(group, kind)
-    return kinds
+def _minima(
+    coupling: Coupling, unit_of: np.ndarray, group_of: np.ndarray, steps: Sequence[tuple[int, ...]]
+) -> dict[int, int]:
+    """How many steps of a group must stay so that every axis keeps the positions that a node picks from it.
+
+    Groups that share an axis each keep their share.
+    """
+    minima: dict[int, int] = {}
+    for least in coupling.least:
+        units = unit_of[coupling.partition.find(least.labels)]
+        moving = units[units >= 0]
+        needed = least.count - (len(units) - len(moving))
+        for group, positions in zip(*np.unique(group_of[moving], return_counts=True), strict=True):
+            per_step = positions * sum(steps[group]) / np.count_nonzero(group_of == group)
+            share = math.ceil(needed * positions / len(moving))
+            minima[int(group)] = max(minima.get(int(group), 0), math.ceil(share / per_step))
+    return minima
 
 
 def _distinct(groups: list[Group]) -> Iterator[Group]:

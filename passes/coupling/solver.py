@@ -25,6 +25,7 @@ import numpy as np
 from compiler.ir import Dim, Graph, Node, Value, subgraphs
 from passes.coupling.counts import Count, Counts, Item, Number
 from passes.coupling.partition import Partition, Points
+from passes.coupling.positions import Positions
 
 Labels = np.ndarray
 """Point ids of one axis, broadcast over the tensor's rank (see the module's text)."""
@@ -50,6 +51,15 @@ class Balance:
 
     labels: Points
     cells: np.ndarray
+    node: Node
+
+
+@dataclass(frozen=True)
+class Least:
+    """A constraint: at least `count` positions of an axis stay, since a node picks as many."""
+
+    labels: Points
+    count: int
     node: Node
 
 
@@ -91,10 +101,12 @@ class Coupling:
         self.heads = heads
         self.partition = Partition()
         self.balances: list[Balance] = []
+        self.least: list[Least] = []
         self.pins: list[Pin] = []
         self.decisions: dict[Place, tuple[Labels, int]] = {}
-        self.kinds: list[tuple[Points, str]] = []
+        self.kinds: list[tuple[Points, str]] = []  # points as [rows, positions]
         self.counts = Counts()
+        self.positions = Positions()
         self.spellings: dict[Number, tuple[Value, int, Labels | None] | None] = {}
         self._choices = choices or {}
         self._pinned: list[tuple[Points, int]] = []
@@ -108,6 +120,8 @@ class Coupling:
         for node in self.graph.nodes:
             for used in self.counts.follow(node):
                 self.use(used, node)
+            for points in self.positions.follow(node):
+                self.pin(points, node, "its positions are used as numbers")
             if self.counts.knows(node.outputs[0]):
                 self._layouts[node.outputs[0]] = [None] * (node.outputs[0].rank or 0)
                 continue
@@ -120,6 +134,7 @@ class Coupling:
                 self._layouts.setdefault(value, [None] * (value.rank or 0))
         for value in self.graph.outputs:
             self.pin_value(value, None, f"model output {value.name!r}")
+            self.pin(self.positions.of(value), None, f"model output {value.name!r} holds its positions")
             for item in self.counts.of(value) or ():
                 self.use(item, None)
 
@@ -136,7 +151,7 @@ class Coupling:
             self._unset[value].discard(axis)
             extent = value.shape[axis] if value.shape else None
             if isinstance(extent, int) and extent > 1:
-                layout[axis] = _along(self.partition.fresh(extent), axis, len(layout))
+                layout[axis] = along(self.partition.fresh(extent), axis, len(layout))
         return layout[axis]
 
     def plain(self, value: Value, axis: int) -> Points | None:
@@ -147,7 +162,7 @@ class Coupling:
         if labels.size != labels.shape[axis]:
             moved = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])
             self.partition.union(moved[:1], moved)
-            labels = _along(moved[0], axis, labels.ndim)
+            labels = along(moved[0], axis, labels.ndim)
             self._layouts[value][axis] = labels
         return labels.ravel()
 
@@ -197,7 +212,7 @@ class Coupling:
     def set_plain(self, value: Value, axis: int, points: Points | None, node: Node) -> None:
         """Give one axis of a value unconditional labels, tying them to those it has, if any."""
         rank = value.rank or 0
-        self.define(value, axis, None if points is None else _along(points, axis, rank), node)
+        self.define(value, axis, None if points is None else along(points, axis, rank), node)
 
     def define(self, value: Value, axis: int, labels: Labels | None, node: Node) -> None:
         """Say what the labels of one axis of an operand are; united with what is known already."""
@@ -226,7 +241,7 @@ class Coupling:
 
     def fresh(self, extent: int, axis: int, rank: int) -> Labels:
         """New labels for an axis of `extent` positions."""
-        return _along(self.partition.fresh(extent), axis, rank)
+        return along(self.partition.fresh(extent), axis, rank)
 
     def pin(self, labels: Points | None, node: Node | None, reason: str) -> None:
         """Forbid the units of `labels` to move or go."""
@@ -247,6 +262,11 @@ class Coupling:
         """Require that each cell of an axis loses equally many positions."""
         self.balances.append(Balance(points, cells, node))
 
+    def keep_at_least(self, points: Points | None, count: int, node: Node) -> None:
+        """Require that `count` positions of an axis stay."""
+        if points is not None:
+            self.least.append(Least(points, count, node))
+
     def refuse(self, node: Node, reason: str) -> None:
         """The answer to what is not understood: pin everything the node reads; its results are fixed."""
         for value in (v for v in node.inputs if v is not None):
@@ -255,6 +275,7 @@ class Coupling:
             for value in body.outer_values():
                 if value in self._layouts:
                     self.pin_value(value, node, reason)
+                self.pin(self.positions.of(value), node, reason)
 
     def use(self, item: Item, node: Node | None) -> None:
         """An extent, or a number that spells one, is used as it is: what it counts may not change."""
@@ -286,10 +307,10 @@ class Coupling:
         self.decisions[place] = (options[index], len(options))
         return index
 
-    def mark(self, labels: Points | None, kind: str) -> None:
-        """Say what moves (head, head-dim, …) where it is more than a channel; messages and reports use it."""
+    def mark(self, labels: Labels | None, axis: int, kind: str) -> None:
+        """Say what moves along an axis (see `passes.coupling.kinds`); messages and reports use it."""
         if labels is not None:
-            self.kinds.append((labels.ravel(), kind))
+            self.kinds.append((np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis]), kind))
 
     # The result
 
@@ -315,6 +336,6 @@ class Coupling:
         return self._layouts[value]
 
 
-def _along(points: Points, axis: int, rank: int) -> Labels:
+def along(points: Points, axis: int, rank: int) -> Labels:
     """A 1-D array as labels of `axis` in a tensor of `rank`."""
     return points.reshape([-1 if a == axis else 1 for a in range(rank)])

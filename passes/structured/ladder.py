@@ -63,6 +63,7 @@ def _allowed(group: Group, round_to: int, min_channels: int) -> np.ndarray:
     steps = np.arange(group.size + 1)
     remaining = group.units - steps * sum(group.step)
     whole = np.all([len(b) - steps * s >= 1 for b, s in zip(group.blocks, group.step, strict=True)], axis=0)
+    whole &= group.size - steps >= group.minimum
     fine = whole & (remaining >= min_channels) & (remaining % round_to == 0)
     fine[0] = True
     return steps[fine]

@@ -379,13 +379,17 @@ def test_pruned_pattern_is_exact(name: str, scope: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "heads", "ratio", "width"),
-    [("attention", 4, 0.21, 3 * 8), ("attention, fused", 4, 0.21, 3 * 8), ("attention, grouped queries", 2, 0.41, 16)],
+    ("name", "kind", "heads", "ratio", "width"),
+    [
+        ("attention", "head", 4, 0.21, 3 * 8),
+        ("attention, fused", "head", 4, 0.21, 3 * 8),
+        ("attention, grouped queries", "kv-group", 2, 0.41, 16),
+    ],
 )
-def test_whole_heads(name: str, heads: int, ratio: float, width: int) -> None:
+def test_whole_heads(name: str, kind: str, heads: int, ratio: float, width: int) -> None:
     graph = network(PATTERNS[name][0])
     groups = dependency_groups(graph, heads=True)
-    assert [(g.name, g.kind, g.units) for g in groups] == [("w0[1]", "channel", 24), ("wq[1]", "head", heads)]
+    assert [(g.name, g.kind, g.units) for g in groups] == [("w0[1]", "hidden unit", 24), ("wq[1]", kind, heads)]
     assert certify(graph, groups) <= 1e-5
     pruned = Prune(ratio=ratio, heads=True, ignore=("w0",), metric="params")(graph)
     assert pruned.value("wo").shape == (width, 24)

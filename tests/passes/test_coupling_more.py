@@ -277,7 +277,7 @@ SELECTION: dict[str, tuple[str, list[str]]] = {
         """(float[6,4] x, float[4,8] w1, float[8,10] w2, float[10,5] h) => (float[6,5] y, float[6,2] v) {
         a = MatMul(x, w1) b = MatMul(a, w2) n = Constant<value_ints=[2]>() v, i = TopK(b, n) r = Relu(b)
         y = MatMul(r, h) }""",
-        ["w1[1]: 8"],
+        ["w1[1]: 8", "w2[1]: 10"],
     ),
     "sums so far": (
         """(float[2,6,4] x, float[4,8] w1, float[8,5] h) => (float[2,6,5] y) { a = MatMul(x, w1)
@@ -433,7 +433,7 @@ MIXING = {
     *("attention: rotary, interleaved and partial", "attention: rotary on separate heads"),
     *("linear: einsum with heads", "spatial: group normalisation"),
     *("quantised: quantise and dequantise", "quantised: convolution of integers", "quantised: product of integers"),
-    *("quantised: product of integers that scales", "contrib: fused feed-forward"),
+    *("quantised: product of integers that scales", "contrib: fused feed-forward", "selection: router"),
 }
 """Where a sum runs across a pruned axis, or an integer of 0 is no zero, so that removal is not the same as silence."""
 
@@ -481,7 +481,7 @@ def test_whole_heads(name: str, expected: list[str]) -> None:
     graph = network(ATTENTION[name][0], 23)
     groups = dependency_groups(graph, heads=True)
     assert described(groups) == expected
-    assert groups[1].kind == "head"
+    assert groups[1].kind == ("kv-group" if name == "grouped queries" else "head")
     assert certify(graph, groups) <= 1e-5
     keep = np.ones(groups.unit_count, bool)
     keep[groups[1].blocks[0][0]] = False

@@ -39,8 +39,8 @@ def test_grouping_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("heads", "expected"),
     [
-        (False, ["32 channel", "4 head-dim", *["16 head-dim", "48 channel"] * 2]),
-        (True, ["32 channel", *["2 head", "48 channel"] * 2]),
+        (False, ["32 channel", "4 head-dim pair", *["16 head-dim", "48 hidden unit"] * 2]),
+        (True, ["32 channel", *["2 kv-group", "48 hidden unit"] * 2]),
     ],
 )
 def test_decoder_groups_with_symbolic_batch_and_sequence(heads: bool, expected: list[str], tmp_path: Path) -> None:

@@ -67,10 +67,11 @@ NETWORKS = {
         heads=("2",) * 2,
         batch_fault="Expand to a shape computed at run time pins what it repeats",
     ),
-    # The hidden units of an expert move by themselves; all experts stay equally wide.
+    # The hidden units of an expert move by themselves, and all experts stay equally wide; whole experts move with
+    # their router columns.
     "stacked": Entry(
         exported(stacked, ids(1, 8)),
-        ("16", "80 in 4 blocks", "96 in 4 blocks", *["16 in 2 blocks"] * 2, "4"),
+        ("16", "80 in 4 blocks", "96 in 4 blocks", *["4"] * 2, *["16 in 2 blocks"] * 2, "4"),
         heads=("2",) * 2,
     ),
 }

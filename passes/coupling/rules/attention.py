@@ -14,6 +14,7 @@ import numpy as np
 
 from compiler.ir import Node, Value
 from passes.coupling.extents import Kept, extent_rule
+from passes.coupling.kinds import HEAD, HEAD_DIM
 from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
 
 _ROW, _HEAD, _POSITION, _DIM = range(4)
@@ -116,8 +117,8 @@ def _result(y: Value, layout: Layout, heads: int) -> Layout:
 
 def _mark(c: Coupling, sides: Sequence[_Heads]) -> None:
     for side in sides:
-        c.mark(side.layout[_HEAD], "head")
-        c.mark(side.layout[_DIM], "head-dim")
+        c.mark(side.layout[_HEAD], _HEAD, HEAD)
+        c.mark(side.layout[_DIM], _DIM, HEAD_DIM)
 
 
 @coupling_rule("Attention")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compiler.ir import Node, Value
+from passes.coupling.kinds import EXPERT, HEAD, HEAD_DIM, PRODUCT
 from passes.coupling.rules.elementwise import broadcast
 from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
 
@@ -71,10 +72,13 @@ def product(c: Coupling, node: Node, a: Value, b: Value) -> None:
     if inner_a is not None or inner_b is not None:
         c.tie(inner_a, inner_b, node)
     if not a.is_constant and not b.is_constant:  # attention: what is contracted or batched belongs to heads
-        c.mark(inner_a, "head-dim")
-        c.mark(layout_b[rank - 1], "head-dim")
+        for labels, axis in ((inner_a, rank - 1), (layout_b[rank - 1], rank - 1)):
+            c.mark(labels, axis, HEAD_DIM if rank > 3 or _conditional(labels, axis) else PRODUCT)
         for axis in range(rank - 2):
-            c.mark(layout_a[axis], "head")
+            c.mark(layout_a[axis], axis, HEAD)
+    else:
+        for axis in range(rank - 2):
+            c.mark((layout_a if a.is_constant else layout_b)[axis], axis, EXPERT)
     out: Layout = []
     for axis in range(rank - 2):
         out.append(_batch(c, node, a, b, layout_a, layout_b, axis, rank))
@@ -110,15 +114,37 @@ def einsum(c: Coupling, node: Node) -> None:
                 extents = iter(labels.transpose(order).shape)
                 labels = labels.transpose(order).reshape([next(extents) if a in term else 1 for a in letters])
             known[letter] = c.tie(known[letter], labels, node) if letter in known else labels
-    if len(reads) == 2 and not any(v.is_constant for v in operands):  # attention, as in MatMul
-        for letter in letters:
-            shared = letter in reads[0] and letter in reads[1]
-            c.mark(known.get(letter), "head" if shared and letter in result else "head-dim")
+    if len(reads) == 2:
+        _mark_letters(c, letters, known, reads, result, weighted=any(v.is_constant for v in operands))
     order = [letters.index(letter) for letter in result]
     gone = tuple(range(len(result), len(letters)))
     order += [i for i, letter in enumerate(letters) if letter not in result]
     layout = [known.get(letter) for letter in result]
     c.set(node.outputs[0], [None if t is None else t.transpose(order).squeeze(gone) for t in layout])
+
+
+def _mark_letters(
+    c: Coupling,
+    letters: list[str],
+    known: dict[str, Labels | None],
+    reads: list[list[str]],
+    result: list[str],
+    weighted: bool,
+) -> None:
+    """What moves along each axis of a product of two operands, as in MatMul."""
+    shared = [letter for letter in letters if letter in reads[0] and letter in reads[1]]
+    batch = [letter for letter in shared if letter in result]
+    for axis, letter in enumerate(letters):
+        labels = known.get(letter)
+        if not weighted:
+            dim = HEAD_DIM if len(batch) > 1 or _conditional(labels, axis) else PRODUCT
+            c.mark(labels, axis, HEAD if letter in batch else dim)
+        elif letter in batch and len(shared) > len(batch):
+            c.mark(labels, axis, EXPERT)
+
+
+def _conditional(labels: Labels | None, axis: int) -> bool:
+    return labels is not None and labels.size != labels.shape[axis]
 
 
 def einsum_terms(node: Node) -> list[list[str]] | None:

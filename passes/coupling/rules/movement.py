@@ -11,6 +11,7 @@ from compiler.ir import Dim, Node, SecateurError, Value
 from compiler.ir.symbols import Extent, product
 from passes.coupling.counts import Count, Item, Number, number_of
 from passes.coupling.extents import Kept, constant_operand, extent_rule
+from passes.coupling.rules.indexing import indexed
 from passes.coupling.solver import Coupling, Labels, Layout, Place, coupling_rule
 
 
@@ -379,15 +380,14 @@ def pad_amounts(node: Node) -> dict[int, tuple[int, int]]:
 
 @coupling_rule("Gather")
 def gather(c: Coupling, node: Node) -> None:
-    """Constant indices re-use positions; indices from data tell positions apart."""
+    """Constant indices re-use positions; those from data tell positions apart, unless they are found anew (TopK)."""
     x, index = node.inputs[0], node.inputs[1]
     assert x is not None and x.shape is not None and index is not None
     axis = int(node.attribute("axis", 0)) % len(x.shape)
     extra, extent = (index.rank or 0) - 1, x.shape[axis]
     if not index.is_constant or not isinstance(extent, int):
-        c.pin_axis(x, axis, node, "Gather picks single positions of this axis")
+        layout, _ = indexed(c, node, x, axis, index)
         c.pin_value(index, node, "these are indices")
-        layout = c.decondition(x, axis)
         kept = [*layout[:axis], *[None] * (extra + 1), *layout[axis + 1 :]]
         c.set(node.outputs[0], [None if t is None else _widen(t, axis, extra) for t in kept])
         return

@@ -6,6 +6,7 @@ import numpy as np
 
 from compiler.ir import Node, Value
 from passes.coupling.extents import Kept, extent_rule
+from passes.coupling.kinds import HIDDEN_UNIT
 from passes.coupling.solver import Coupling, Labels, coupling_rule
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -38,7 +39,7 @@ def recurrent(c: Coupling, node: Node) -> None:
     samples, features = c.plain(x, batch), c.plain(x, 2)
     directions, _, hidden = r.static_shape
     units = c.partition.fresh((directions, hidden))
-    c.mark(units, "hidden unit")
+    c.mark(units, 1, HIDDEN_UNIT)
     c.set_plain(w, 2, features, node)
     c.define(r, 2, units.reshape(directions, 1, hidden), node)
     gates = GATES[node.op]

@@ -6,24 +6,31 @@ import numpy as np
 
 from compiler.ir import Node, Value
 from passes.coupling.extents import Kept, constant_operand, extent_rule
+from passes.coupling.positions import counted_axis
+from passes.coupling.rules.elementwise import broadcast
+from passes.coupling.rules.indexing import indexed, pinned_positions
 from passes.coupling.rules.movement import take
-from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
-
-
-def pinned_positions(c: Coupling, node: Node, value: Value, axis: int) -> Layout:
-    """The layout of an operand of which the node tells the positions of one axis apart."""
-    axis %= max(1, value.rank or 1)
-    c.pin_axis(value, axis, node, f"{node.op} tells the positions of this axis apart")
-    layout = c.decondition(value, axis)
-    return [None if a == axis else labels for a, labels in enumerate(layout)]
+from passes.coupling.solver import Coupling, Labels, Layout, along, coupling_rule
 
 
 @coupling_rule("TopK")
 def top_k(c: Coupling, node: Node) -> None:
-    """The largest along one axis, and where they were."""
-    x = node.inputs[0]
-    assert x is not None
-    layout = pinned_positions(c, node, x, int(node.attribute("axis", -1)))
+    """The largest along one axis, in order, and where they were: whichever positions they come from may move.
+
+    Equal values come in the order of their positions, which a permutation changes.
+    """
+    x, number = node.inputs[0], node.inputs[1]
+    assert x is not None and number is not None
+    axis = int(node.attribute("axis", -1)) % max(1, x.rank or 1)
+    points = c.plain(x, axis)
+    layout = [None if a == axis else labels for a, labels in enumerate(c.decondition(x, axis))]
+    if not number.is_constant:
+        c.pin(points, node, "TopK picks as many positions as are asked for at run time")
+    elif points is not None and number.numpy().ravel()[0] >= len(points):
+        c.pin(points, node, "TopK picks all positions")
+    elif points is not None:
+        c.keep_at_least(points, int(number.numpy().ravel()[0]), node)
+        c.positions.set(node.outputs[1], points)
     for value in node.outputs:
         c.set(value, layout)
 
@@ -42,10 +49,51 @@ def arg_max(c: Coupling, node: Node) -> None:
     x = node.inputs[0]
     assert x is not None
     axis = int(node.attribute("axis", 0)) % max(1, x.rank or 1)
-    layout = pinned_positions(c, node, x, axis)
+    points = c.plain(x, axis)
+    layout = [None if a == axis else labels for a, labels in enumerate(c.decondition(x, axis))]
+    if points is not None:
+        c.positions.set(node.outputs[0], points)
     if not node.attribute("keepdims", 1):
         layout = [None if t is None else t.squeeze(axis) for a, t in enumerate(layout) if a != axis]
     c.set(node.outputs[0], layout)
+
+
+@coupling_rule("Equal")
+def equal(c: Coupling, node: Node) -> None:
+    """Element-wise; positions that are compared with 0, 1, 2, … along an axis make that axis theirs."""
+    a, b = node.inputs
+    assert a is not None and b is not None
+    rank = node.outputs[0].rank or 0
+    for value, other in ((a, b), (b, a)):
+        points = c.positions.of(value)
+        if points is None:
+            continue
+        counted = counted_axis(other)
+        axis = rank - (other.rank or 0) + (counted or 0)
+        own = axis - rank + (value.rank or 0)
+        across = own >= 0 and value.shape is not None and value.shape[own] != 1
+        if counted is None or other.static_shape is None or other.static_shape[counted] != len(points) or across:
+            c.pin(points, node, "its positions are used as numbers")
+            continue
+        layout = broadcast(c, node, [value], rank)
+        layout[axis] = along(points, axis, rank)
+        c.set(node.outputs[0], layout)
+        return
+    c.set(node.outputs[0], broadcast(c, node, [a, b], rank))
+
+
+@extent_rule("Equal")
+def equal_extents(new: Node, old: Node, kept: Kept) -> None:
+    """What counts positions counts fewer."""
+    y = old.outputs[0]
+    for index, value in enumerate(old.inputs):
+        counted = counted_axis(value)
+        if value is None or counted is None or kept.labels(value, counted) is not None:
+            continue
+        axis = counted - (value.rank or 0) + (y.rank or 0)
+        if kept.labels(y, axis) is not None:
+            shape = [-1 if a == counted else 1 for a in range(value.rank or 0)]
+            new.inputs[index] = constant_operand(value, np.arange(kept.count(y, axis)).reshape(shape))
 
 
 @coupling_rule("CumSum", "CumProd")
@@ -71,15 +119,29 @@ def triangle(c: Coupling, node: Node) -> None:
 @coupling_rule("OneHot")
 def one_hot(c: Coupling, node: Node) -> None:
     """A new axis that the numbers index; the axes of the numbers pass."""
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
+    x, depth, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert x is not None and depth is not None and y.shape is not None
     for value in node.inputs[1:]:
         if value is not None:
             c.pin_value(value, node, "OneHot tells on from off")
     rank = (x.rank or 0) + 1
     axis = int(node.attribute("axis", -1)) % rank
+    points = c.positions.of(x)
+    if points is not None and not (depth.is_constant and y.shape[axis] == len(points)):
+        c.pin(points, node, "OneHot has another depth than the axis whose positions it reads")
+        points = None
     layout: Layout = [None if t is None else np.expand_dims(t, axis) for t in c.layout(x)]
-    c.set(y, [*layout[:axis], None, *layout[axis:]])
+    layout.insert(axis, None if points is None else along(points, axis, rank))
+    c.set(y, layout)
+
+
+@extent_rule("OneHot")
+def one_hot_extents(new: Node, old: Node, kept: Kept) -> None:
+    """The depth follows the axis whose positions are read."""
+    depth, y = old.inputs[1], old.outputs[0]
+    axis = int(old.attribute("axis", -1)) % (y.rank or 1)
+    if depth is not None and kept.labels(y, axis) is not None:
+        new.inputs[1] = constant_operand(depth, np.full(depth.numpy().shape, kept.count(y, axis)))
 
 
 @coupling_rule("GatherElements")
@@ -88,7 +150,7 @@ def gather_elements(c: Coupling, node: Node) -> None:
     x, index = node.inputs[0], node.inputs[1]
     assert x is not None and index is not None
     axis = int(node.attribute("axis", 0)) % max(1, x.rank or 1)
-    data = pinned_positions(c, node, x, axis)
+    data, _ = indexed(c, node, x, axis, index)
     c.set(node.outputs[0], _meet(c, node, x, data, index, axis, c.layout(index)[axis]))
 
 
@@ -114,10 +176,10 @@ def scatter_elements(c: Coupling, node: Node) -> None:
     x, index, update = node.inputs[0], node.inputs[1], node.inputs[2]
     assert x is not None and index is not None and update is not None
     axis = int(node.attribute("axis", 0)) % max(1, x.rank or 1)
-    layout = pinned_positions(c, node, x, axis)
+    layout, own = indexed(c, node, x, axis, index)
     for value in (index, update):
         pinned_positions(c, node, value, axis)
-        layout = _meet(c, node, x, layout, value, axis, None)
+        layout = _meet(c, node, x, layout, value, axis, own)
     c.set(node.outputs[0], layout)
 
 
