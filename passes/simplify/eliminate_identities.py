@@ -190,7 +190,9 @@ def _permutation(node: Node) -> list[int] | None:
 
 
 def _merge(node: Node) -> bool:
-    """Make the node read what the node before it reads, when one of the two can do the work of both."""
+    """Make the node read what a node before it reads, when one of the two can do the work of both."""
+    if node.op == "Gemm" and _transposed_weight(node):
+        return True
     source = node.inputs[0].producer if node.inputs and node.inputs[0] is not None else None
     if source is None or source.domain:
         return False
@@ -209,6 +211,17 @@ def _merge(node: Node) -> bool:
         node.inputs[0] = source.inputs[0]
         return True
     return False
+
+
+def _transposed_weight(node: Node) -> bool:
+    """Let a Gemm read its weight as it is stored and transpose it itself."""
+    weight = node.inputs[1]
+    source = weight.producer if weight is not None else None
+    if source is None or source.domain or source.op != "Transpose" or _permutation(source) != [1, 0]:
+        return False
+    node.inputs[1] = source.inputs[0]
+    node.attributes["transB"] = 1 - node.attribute("transB", 0)
+    return True
 
 
 def _is_reshape(node: Node) -> bool:

@@ -2,7 +2,7 @@
 
 Nodes whose operands are all constant run through onnx's reference implementation. Shapes count as
 constants as far as they are known, which turns Shape-Gather-Concat-Reshape chains into a Reshape
-with a constant target.
+with a constant target. A weight that is read in several forms stays one weight.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from compiler.ir.proto import node_proto
 from passes.pipeline import register_pass
 from passes.simplify.rewrite import Names, RewritePass, sweep
 from passes.simplify.shape_values import ShapeValues
+from passes.simplify.ties import Ties
 
 _RANDOM = frozenset(
     ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -43,12 +44,20 @@ class FoldConstants(RewritePass):
 
 def fold_constants(graph: Graph, max_bytes: int = 2**30) -> int:
     """Edit in place; returns the number of nodes folded or given a constant target."""
-    shapes, names = ShapeValues(), Names(graph)
+    shapes, names, ties = ShapeValues(), Names(graph), Ties(graph)
 
     def rule(node: Node) -> dict[Value, Value] | None:
-        arrays = _known_result(node, shapes) or _evaluate(node, graph.opset, max_bytes)
+        if node.op == "Identity" and not node.domain and (x := node.inputs[0]) is not None and x.is_constant:
+            return {node.outputs[0]: x}
+        if (known := ties.same(node)) is not None:
+            return {node.outputs[0]: known}
+        arrays = _known_result(node, shapes)
+        if arrays is None and not ties.keep(node):
+            arrays = _evaluate(node, graph.opset, max_bytes)
         if arrays is not None:
-            return {v: Value(v.name, data=a) for v, a in zip(node.outputs, arrays, strict=True)}
+            found = {v: Value(v.name, data=a) for v, a in zip(node.outputs, arrays, strict=True)}
+            ties.made(node, found)
+            return found
         return {} if _make_target_constant(node, shapes, names) else None
 
     return sweep(graph, rule)
@@ -74,8 +83,6 @@ def _evaluate(node: Node, opset: int, max_bytes: int) -> list[np.ndarray] | None
         return None
     if node.op == "ConstantOfShape":
         return _constant_of_shape(node)
-    if node.op == "Identity" and node.inputs[0] is not None:
-        return [node.inputs[0].numpy()]
     return _run_reference(node, opset)
 
 

@@ -200,6 +200,67 @@ class TestFoldConstants:
         graph = net("d = DequantizeLinear(q, s) y = Add(x, d)", constants="int8[3] q = {1, 2, 3}, float s = {0.5}")
         assert ops(Simplify()(graph)) == ["DequantizeLinear", "Add"]
 
+    @pytest.mark.parametrize(
+        ("body", "expected", "elements"),
+        [
+            pytest.param(body, expected.split(), elements, id=name)
+            for name, body, expected, elements in (
+                (
+                    "an embedding and its transpose",
+                    "e = Gather(w, x) z = Relu(e) t = Transpose<perm = [1, 0]>(w) y = MatMul(z, t)",
+                    "Gather Relu Transpose MatMul",
+                    24,
+                ),
+                (
+                    "by way of an Identity, into a Gemm",
+                    "v = Identity(w) e = Gather(w, x) t = Transpose(v) y = Gemm(e, t)",
+                    "Gather Gemm",
+                    24,
+                ),
+                (
+                    "one layer used twice",
+                    "e = Gather(w, x) s = Transpose(square) a = MatMul(e, s) b = Relu(a) "
+                    "t = Transpose<perm = [1, 0]>(square) c = MatMul(b, t) y = MatMul(c, t)",
+                    "Gather MatMul Relu MatMul MatMul",
+                    24 + 16,
+                ),
+                (
+                    "a weight that is made of others",
+                    "u = Mul(w, g) e = Gather(u, x) t = Transpose<perm = [1, 0]>(u) y = MatMul(e, t)",
+                    "Gather Transpose MatMul",
+                    24,
+                ),
+                (
+                    "forms that only make another weight",
+                    "t = Transpose<perm = [1, 0]>(w) n = MatMul(w, t) e = Gather(n, x) y = MatMul(e, n)",
+                    "Gather MatMul",
+                    36,
+                ),
+                (
+                    "a vector",
+                    "s = Constant<value_ints = [1, 4]>() r = Reshape(g, s) "
+                    "e = Gather(w, x) a = Add(e, r) y = Add(a, g)",
+                    "Gather Add Add",
+                    24 + 4 + 4,
+                ),
+            )
+        ],
+    )
+    def test_a_weight_that_is_read_in_two_forms_stays_one(self, body: str, expected: list[str], elements: int) -> None:
+        graph = net(
+            body,
+            "int64[3] x => float[3,n] y",
+            ", ".join(
+                f"{name} = {{{', '.join(str(i * i % 7 / 4) for i in range(size))}}}"
+                for name, size in (("float[6,4] w", 24), ("float[4,4] square", 16), ("float[4] g", 4))
+            ),
+        )
+        inputs = {"x": np.array([0, 5, 3])}
+        result = Simplify()(graph)
+        assert ops(result) == expected
+        assert relative_difference(execute(result, inputs), execute(graph, inputs, optimize=False)) <= 1e-6
+        assert sum(v.data.size for v in result.constants() if v.data is not None) == elements
+
     def test_the_cap_holds(self) -> None:
         graph = net("z = ConstantOfShape(s) y = Add(x, z)", constants="int64[2] s = {2, 3}")
         assert ops(FoldConstants(max_bytes=23)(graph)) == ["ConstantOfShape", "Add"]

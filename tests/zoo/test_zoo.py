@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from backends.lowering.prepare import prepare
 from compiler.frontends import load
 from compiler.ir import Graph, graph_cost, verify
 from compiler.ir.execute import execute, random_inputs
@@ -74,6 +75,20 @@ def test_with_whole_heads(name: str, entry: Entry) -> None:
     data = random_inputs(graph)
     shapes = {n: v.shape for n, v in execute(graph, data).items()}
     assert {n: v.shape for n, v in execute(pruned, data).items()} == shapes
+
+
+@pytest.mark.parametrize("name", ["gpt.gpt2", "t5.t5"])
+@pytest.mark.parametrize("frontend", ["onnx", "torch"])
+def test_a_tied_embedding_stays_one_tensor(name: str, frontend: str) -> None:
+    build = zoo()[name].build
+    net, arguments = build.made()
+    graph = Pipeline("simplify")(load(build()) if frontend == "onnx" else load(net, args=arguments))
+    pruned = Prune(ratio=0.5, metric="params")(graph, Context())
+    for stage in (graph, pruned):
+        tables = [v for v in stage.constants() if 32 in (v.shape or ())]  # 32 words
+        assert [v.name for v in tables] == ["words.weight"]
+        assert {n.op for n in stage.nodes if tables[0] in n.inputs} == {"Gather", "Transpose"}
+    assert not any(v.is_constant for n in prepare(pruned).nodes if n.op == "Transpose" for v in n.inputs if v)
 
 
 def check_pruning(graph: Graph, ratio: float, scope: str) -> None:
