@@ -15,7 +15,7 @@ from onnx import checker, numpy_helper
 
 from compiler.exporters.output import check_output, replacing
 from compiler.ir import Graph, SecateurError, Value, verify
-from compiler.ir.proto import all_constants, element_type, model_proto, tensor_proto
+from compiler.ir.proto import element_type, model_proto, tensor_proto
 
 EXTERNAL_BYTES = int(1.9 * 2**30)
 """Models with more constant data than this are written with external data; protobuf ends at 2 GiB."""
@@ -37,7 +37,7 @@ def save_onnx(
     whole or not at all. Raises E_OUTPUT, E_OUTPUT_EXISTS, E_OUTPUT_IS_INPUT, or what the verifier finds.
     """
     verify(graph, where="before export")
-    constants = all_constants(graph)
+    constants = graph.all_constants()
     if external_data is None:
         external_data = sum(_nbytes(v) for v in constants) > EXTERNAL_BYTES
     sources = {source for v in constants if v.data is not None for source in v.data.sources()}
@@ -61,7 +61,7 @@ def save_onnx(
 def to_model_proto(graph: Graph) -> onnx.ModelProto:
     """The graph as an onnx.ModelProto with its weights inside; E_TOO_LARGE when they exceed 1.9 GiB."""
     verify(graph, where="before export")
-    size = sum(_nbytes(v) for v in all_constants(graph))
+    size = sum(_nbytes(v) for v in graph.all_constants())
     if size > EXTERNAL_BYTES:
         raise SecateurError(
             "E_TOO_LARGE",

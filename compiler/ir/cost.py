@@ -82,7 +82,7 @@ def is_parameter(value: Value) -> bool:
 def graph_cost(graph: Graph, symbol: int = 1) -> Cost:
     """The whole graph's cost; a constant that several nodes share counts once among the parameters."""
     macs = sum(node_macs(n, None, symbol) for n in graph.nodes)
-    params = sum(c.data.size for c in _all_constants(graph) if c.data is not None and is_parameter(c))
+    params = sum(c.data.size for c in graph.all_constants() if c.data is not None and is_parameter(c))
     moved = sum(_bytes(v, symbol) for n in graph.nodes for v in (*n.inputs, *n.outputs) if v is not None)
     return Cost(macs, params, moved)
 
@@ -92,14 +92,6 @@ def node_cost(node: Node, symbol: int = 1) -> Cost:
     params = sum(v.data.size for v in node.inputs if v is not None and v.data is not None and is_parameter(v))
     moved = sum(_bytes(v, symbol) for v in (*node.inputs, *node.outputs) if v is not None)
     return Cost(node_macs(node, None, symbol), params, moved)
-
-
-def _all_constants(graph: Graph) -> list[Value]:
-    found = list(graph.constants())
-    for node in graph.nodes:
-        for body in subgraphs(node):
-            found += _all_constants(body)
-    return found
 
 
 def _bytes(value: Value, symbol: int) -> int:

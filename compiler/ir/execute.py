@@ -39,7 +39,7 @@ def session(model: Graph | onnx.ModelProto | str | Path, *, threads: int = 0, op
     try:
         if isinstance(model, str | Path):
             return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        if isinstance(model, Graph) and sum(c.data.nbytes for c in model.constants() if c.data) > _PROTOBUF_LIMIT:
+        if isinstance(model, Graph) and sum(c.data.nbytes for c in model.all_constants() if c.data) > _PROTOBUF_LIMIT:
             return _session_from_disk(model, options)
         proto = model_proto(model) if isinstance(model, Graph) else model
         return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

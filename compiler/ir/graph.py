@@ -165,8 +165,33 @@ class Graph:
         yield from self.outputs
 
     def constants(self) -> list[Value]:
-        """The constants that some node or output uses, in the order of first use."""
+        """The constants that some node or output of this graph uses, in the order of first use; see all_constants."""
         return [v for v in self.values() if v.is_constant]
+
+    def all_nodes(self) -> Iterator[Node]:
+        """Every node, those of bodies, however deep, before the node that carries them."""
+        for node in self.nodes:
+            for body in subgraphs(node):
+                yield from body.all_nodes()
+            yield node
+
+    def all_bodies(self) -> Iterator[Graph]:
+        """The bodies of all nodes, however deep, each before those inside it."""
+        for node in self.nodes:
+            for body in subgraphs(node):
+                yield body
+                yield from body.all_bodies()
+
+    def all_constants(self) -> list[Value]:
+        """The constants that the graph and its bodies use, each once, in the order of first use."""
+        return list(dict.fromkeys(self._read_constants()))
+
+    def _read_constants(self) -> Iterator[Value]:
+        for node in self.nodes:
+            yield from (v for v in node.inputs if v is not None and v.is_constant)
+            for body in subgraphs(node):
+                yield from body._read_constants()
+        yield from (v for v in self.outputs if v.is_constant)
 
     def value(self, name: str) -> Value:
         """The value called `name`; KeyError when there is none."""
@@ -176,18 +201,20 @@ class Graph:
         raise KeyError(name)
 
     def consumers(self) -> dict[Value, list[tuple[Node, int]]]:
-        """For each value that is read, the (node, input index) pairs that read it."""
+        """For each value that is read, the (node, input index) pairs that read it, in bodies too."""
         uses: dict[Value, list[tuple[Node, int]]] = {}
-        for node in self.nodes:
+        for node in self.all_nodes():
             for index, value in enumerate(node.inputs):
                 if value is not None:
                     uses.setdefault(value, []).append((node, index))
         return uses
 
     def outer_values(self) -> list[Value]:
-        """For a body: the values of the enclosing graph that it reads (neither own inputs, results nor constants)."""
+        """For a body: the values of enclosing graphs that it or a body inside it reads; constants are not listed."""
         own = {*self.inputs, *(v for n in self.nodes for v in n.outputs)}
-        return [v for v in self.values() if v not in own and not v.is_constant]
+        read = list(self.values())
+        read += [v for node in self.nodes for body in subgraphs(node) for v in body.outer_values()]
+        return [v for v in dict.fromkeys(read) if v not in own and not v.is_constant]
 
     def replace_value(self, old: Value, new: Value) -> None:
         """Make every reader of `old`, and the graph's outputs, read `new` instead."""
@@ -195,18 +222,18 @@ class Graph:
             node.inputs = [new if v is old else v for v in node.inputs]
         self.outputs = [new if v is old else v for v in self.outputs]
 
+    def names(self) -> set[str]:
+        """The names that values carry, bodies included."""
+        return {v.name for part in (self, *self.all_bodies()) for v in part.values()}
+
     def fresh_name(self, base: str) -> str:
         """`base`, or `base_1`, `base_2`, … whichever no value carries yet, bodies included."""
-        names = self._names()
+        names = self.names()
         name, count = base, 0
         while name in names:
             count += 1
             name = f"{base}_{count}"
         return name
-
-    def _names(self) -> set[str]:
-        names = {v.name for v in self.values()}
-        return names.union(*(body._names() for node in self.nodes for body in subgraphs(node)))
 
     def sort(self) -> None:
         """Order the nodes topologically, keeping the present order where it is free; refuse cycles."""

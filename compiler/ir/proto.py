@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compiler.ir.graph import Graph, Node, Value, subgraphs
+from compiler.ir.graph import Graph, Node, Value
 
 
 def element_type(dtype: np.dtype | None) -> int:
@@ -72,22 +72,13 @@ def graph_proto(graph: Graph, data_limit: int | None = None) -> onnx.GraphProto:
     """The graph as ONNX. Constants of more than `data_limit` elements become inputs (None: all keep their data)."""
     inputs = [value_info(v) for v in graph.inputs]
     initializers = []
-    for constant in all_constants(graph):
+    for constant in graph.all_constants():
         assert constant.data is not None
         if data_limit is not None and constant.data.size > data_limit:
             inputs.append(value_info(constant))
         else:
             initializers.append(tensor_proto(constant))
     return _graph_proto(graph, inputs, initializers)
-
-
-def all_constants(graph: Graph) -> list[Value]:
-    """The constants that the graph and its bodies use, each once, in the order of first use."""
-    found = dict.fromkeys(graph.constants())
-    for node in graph.nodes:
-        for body in subgraphs(node):
-            found |= dict.fromkeys(all_constants(body))
-    return list(found)
 
 
 def _body_proto(body: Graph, prefix: str) -> onnx.GraphProto:
@@ -124,7 +115,7 @@ def _graph_proto(
 
 def model_proto(graph: Graph, data_limit: int | None = None) -> onnx.ModelProto:
     """The graph as a whole ONNX model, without a timestamp: equal graphs give equal bytes."""
-    used = _domains(graph) - {""}
+    used = {n.domain for n in graph.all_nodes()} - {""}
     opsets = [helper.make_opsetid("", graph.opset)]
     opsets += [helper.make_opsetid(d, graph.domains.get(d, 1)) for d in sorted(used)]
     model = helper.make_model(
@@ -136,8 +127,3 @@ def model_proto(graph: Graph, data_limit: int | None = None) -> onnx.ModelProto:
     for key, text in sorted(graph.metadata.items()):
         model.metadata_props.add(key=key, value=text)
     return model
-
-
-def _domains(graph: Graph) -> set[str]:
-    found = {n.domain for n in graph.nodes}
-    return found.union(*(_domains(body) for n in graph.nodes for body in subgraphs(n)))

@@ -6,7 +6,7 @@ operators of other domains, one rule each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from onnx import helper
 
 from compiler.errors import SecateurError
 from compiler.ir.graph import Dim, Graph, Node, Value
+from compiler.ir.loops import loop_states, refine
 from compiler.ir.proto import model_proto
 from compiler.ir.symbols import Extent, product
 
@@ -48,22 +49,39 @@ def infer_shapes(graph: Graph) -> None:
     Values that cannot be inferred keep None, save that graph outputs keep the extents that the model
     declares for them. Raises SecateurError `E_SHAPE` when the operators contradict their inputs.
     """
-    declared = {value: value.shape for value in graph.outputs}
-    for node in graph.nodes:
-        for value in node.outputs:
-            value.shape = None
-    custom = [n for n in graph.nodes if (n.domain, n.op) in SHAPE_RULES]
+    graphs = [graph, *graph.all_bodies()]
+    declared = {value: value.shape for g in graphs for value in g.outputs}
+    nodes = list(graph.all_nodes())
+    states = loop_states(nodes)
+    settled = False
+    while not settled:
+        for node in nodes:
+            for value in node.outputs:
+                value.shape = None
+        for state in states:
+            state.result.shape = state.shape
+        _infer(graph, nodes)
+        widened = [state.widen() for state in states]
+        settled = not any(widened)
+    symbols = {d for value in graph.inputs for d in value.shape or () if isinstance(d, str)}
+    for value, shape in declared.items():
+        value.shape = refine(value.shape, shape, symbols)
+
+
+def _infer(graph: Graph, nodes: Sequence[Node]) -> None:
+    """One round: the standard operators, then the others, which may let the standard ones know more."""
     _infer_standard(graph)
-    for node in custom:
+    for node in nodes:
+        rule = SHAPE_RULES.get((node.domain, node.op))
+        if rule is None:
+            continue
         before = [v.shape for v in node.outputs]
-        for value, (dtype, shape) in zip(node.outputs, SHAPE_RULES[node.domain, node.op](node), strict=False):
+        for value, (dtype, shape) in zip(node.outputs, rule(node), strict=False):
             value.dtype, value.shape = dtype, shape
         if before != [v.shape for v in node.outputs]:
             _infer_standard(graph)
-    _resolve_reshapes(graph)
-    symbols = {d for value in graph.inputs for d in value.shape or () if isinstance(d, str)}
-    for value, shape in declared.items():
-        value.shape = _refine(value.shape, shape, symbols)
+    for part in (graph, *graph.all_bodies()):
+        _resolve_reshapes(part)
 
 
 def _resolve_reshapes(graph: Graph) -> None:
@@ -86,26 +104,9 @@ def _resolve_reshapes(graph: Graph) -> None:
             y.shape = tuple(resolved.get(d, d) for d in y.shape)
 
 
-def _refine(
-    inferred: tuple[Dim, ...] | None, declared: tuple[Dim, ...] | None, symbols: set[str]
-) -> tuple[Dim, ...] | None:
-    """The inferred shape; extents that are neither numbers nor symbols of inputs are as declared."""
-    if inferred is None or declared is None or len(inferred) != len(declared):
-        return declared if inferred is None else inferred
-    return tuple(
-        i if isinstance(i, int) or i in symbols or d is None else d for i, d in zip(inferred, declared, strict=True)
-    )
-
-
 def _infer_standard(graph: Graph) -> None:
     skeleton = model_proto(graph, data_limit=_SHAPE_DATA_LIMIT)
-    for node in skeleton.graph.node:
-        if node.op_type in _LIKE_FIRST_OPERAND and not node.domain:
-            node.op_type = "Identity"
-            del node.input[1:]
-            del node.attribute[:]
-    for info in skeleton.graph.output:  # stale output shapes must not constrain inference
-        info.type.tensor_type.ClearField("shape")
+    _prepare(skeleton.graph, {t.name: t for t in skeleton.graph.initializer})
     try:
         inferred = _run_inference(skeleton)
     except onnx.shape_inference.InferenceError as error:
@@ -116,6 +117,21 @@ def _infer_standard(graph: Graph) -> None:
             hint="check the model with onnx.checker; bind symbolic dimensions with --shape where they must agree",
         ) from None
     _adopt(graph, inferred.graph)
+
+
+def _prepare(proto: onnx.GraphProto, data: Mapping[str, onnx.TensorProto], body: bool = False) -> None:
+    """Make a graph and its bodies such that onnx infers what it can. data: the small constants, by name."""
+    for node in proto.node:
+        if node.op_type in _LIKE_FIRST_OPERAND and not node.domain:
+            node.op_type = "Identity"
+            del node.input[1:]
+            del node.attribute[:]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _prepare(attribute.g, data, body=True)
+    if body:  # onnx does not look outside of a body for the data of shapes and axes
+        read = dict.fromkeys(name for node in proto.node for name in node.input if name in data)
+        proto.initializer.extend(data[name] for name in read)
 
 
 def _run_inference(model: onnx.ModelProto) -> onnx.ModelProto:

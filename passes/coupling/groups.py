@@ -123,6 +123,10 @@ class Groups(Sequence[Group]):
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
 
+    def moving(self) -> set[Value]:
+        """The constants of which some axis has units, inside bodies too."""
+        return {c for c in self.graph.all_constants() if any(t is not None for t in self.layouts.get(c, ()))}
+
     def __str__(self) -> str:
         lines = [f"{len(self.groups)} dependency groups"]
         lines += [f"  {group}" for group in self.groups]
@@ -378,7 +382,7 @@ def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
         )
         for i, (b, (_, s)) in enumerate(zip(blocks, usable, strict=True))
     ]
-    order = {c: i for i, c in enumerate(graph.constants())}
+    order = {c: i for i, c in enumerate(graph.all_constants())}
     groups.sort(key=lambda g: order[g.members[0].value] if g.members else len(order))
     spellings = tuple((n, s[0], s[1]) for n, s in coupling.spellings.items() if s is not None and s[2] is not None)
     return Groups(graph, tuple(_distinct(groups)), layouts, len(group_of_unit), tuple(fixed), spellings)
@@ -428,7 +432,7 @@ def _members(
     uses = {value: tuple(node for node, _ in found) for value, found in readers(graph).items()}
     members: dict[int, list[Member]] = {}
     fixed: list[Fixed] = []
-    for value in graph.constants():
+    for value in graph.all_constants():
         for axis, labels in enumerate(coupling.layouts().get(value, ())):
             if labels is None:
                 continue

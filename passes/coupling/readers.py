@@ -17,10 +17,13 @@ Use = tuple[Node, int]
 
 
 def readers(graph: Graph) -> dict[Value, list[Use]]:
-    """For each constant, the (node, operand) pairs that read it or a view of it, the views themselves included."""
+    """For each constant, the (node, operand) pairs that read it or a view of it, the views themselves included.
+
+    Readers inside bodies count.
+    """
     constant_of: dict[Value, Value] = {}
     uses: dict[Value, list[Use]] = {}
-    for node in graph.nodes:
+    for node in graph.all_nodes():
         for index, value in enumerate(node.inputs):
             if value is None:
                 continue

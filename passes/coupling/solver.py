@@ -115,9 +115,14 @@ class Coupling:
 
     def solve(self) -> None:
         """Apply the rule of every node in order, then fix the outputs."""
-        for value in self.graph.inputs:
+        self._solve(self.graph)
+        for value in self.graph.outputs:
+            self.fix(value, None, f"model output {value.name!r}")
+
+    def _solve(self, graph: Graph) -> None:
+        for value in graph.inputs:
             self._layouts[value] = [None] * (value.rank or 0)
-        for node in self.graph.nodes:
+        for node in graph.nodes:
             for used in self.counts.follow(node):
                 self.use(used, node)
             for points in self.positions.follow(node):
@@ -126,17 +131,13 @@ class Coupling:
                 self._layouts[node.outputs[0]] = [None] * (node.outputs[0].rank or 0)
                 continue
             rule = COUPLING_RULES.get((node.domain, node.op))
-            if rule is None or any(v.rank is None for v in (*node.inputs, *node.outputs) if v is not None):
+            ranked = all(v.rank is not None for v in (*node.inputs, *node.outputs) if v is not None)
+            if rule is None or not (ranked or subgraphs(node)):
                 self.refuse(node, f"no coupling rule for {node.qualified_op}" if rule is None else "unknown rank")
             else:
                 rule(self, node)
             for value in node.outputs:
                 self._layouts.setdefault(value, [None] * (value.rank or 0))
-        for value in self.graph.outputs:
-            self.pin_value(value, None, f"model output {value.name!r}")
-            self.pin(self.positions.of(value), None, f"model output {value.name!r} holds its positions")
-            for item in self.counts.of(value) or ():
-                self.use(item, None)
 
     # What rules read
 
@@ -258,6 +259,13 @@ class Coupling:
         for axis in range(len(self._open(value))):
             self.pin_axis(value, axis, node, reason)
 
+    def fix(self, value: Value, node: Node | None, reason: str) -> None:
+        """Pin a value at a boundary, and what its elements count or are positions of."""
+        self.pin_value(value, node, reason)
+        self.pin(self.positions.of(value), node, reason)
+        for item in self.counts.of(value) or ():
+            self.use(item, node)
+
     def balance(self, points: Points, cells: np.ndarray, node: Node) -> None:
         """Require that each cell of an axis loses equally many positions."""
         self.balances.append(Balance(points, cells, node))
@@ -272,10 +280,16 @@ class Coupling:
         for value in (v for v in node.inputs if v is not None):
             self.pin_value(value, node, reason)
         for body in subgraphs(node):
-            for value in body.outer_values():
-                if value in self._layouts:
-                    self.pin_value(value, node, reason)
-                self.pin(self.positions.of(value), node, reason)
+            for value in (*body.outer_values(), *body.all_constants()):
+                self.fix(value, node, reason)
+
+    def enter(self, body: Graph, node: Node) -> None:
+        """Solve a body of a node, whose boundary is fixed: what it reads from outside, its operands and its results."""
+        for value in body.outer_values():
+            self.fix(value, node, f"a body of {node.op} reads this from outside")
+        self._solve(body)
+        for value in body.outputs:
+            self.fix(value, node, f"a body of {node.op} gives this out")
 
     def use(self, item: Item, node: Node | None) -> None:
         """An extent, or a number that spells one, is used as it is: what it counts may not change."""

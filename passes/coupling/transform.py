@@ -56,7 +56,7 @@ def restrict(groups: Groups, keep: np.ndarray) -> Graph:
         assert old.data is not None
         new.data = _select(_reorder(old.data, layout, source), layout, flags)
         new.shape = new.data.shape
-    for old_node, new_node in zip(groups.graph.nodes, graph.nodes, strict=True):
+    for old_node, new_node in zip(groups.graph.all_nodes(), graph.all_nodes(), strict=True):
         rule = EXTENT_RULES.get((old_node.domain, old_node.op))
         if rule is not None:
             rule(new_node, old_node, kept)
@@ -68,7 +68,7 @@ def restrict(groups: Groups, keep: np.ndarray) -> Graph:
 
 def _respell(groups: Groups, graph: Graph, kept: Kept) -> None:
     """Rewrite the numbers in shape arithmetic that spell extents which shrank."""
-    twin = dict(zip(groups.graph.nodes, graph.nodes, strict=True))
+    twin = dict(zip(groups.graph.all_nodes(), graph.all_nodes(), strict=True))
     for item, value, axis in groups.spellings:
         if kept.labels(value, axis) is None:
             continue
@@ -99,7 +99,7 @@ def _reorder(data: Constant, layout: UnitLayout, source: np.ndarray) -> Constant
 
 
 def _paired_constants(old: Graph, new: Graph) -> list[tuple[Value, Value]]:
-    return list(zip(old.constants(), new.constants(), strict=True))
+    return list(zip(old.all_constants(), new.all_constants(), strict=True))
 
 
 def _conditional(labels: np.ndarray, axis: int) -> bool:
@@ -160,9 +160,9 @@ def _select(data: Constant, layout: UnitLayout, flags: np.ndarray) -> Constant:
 
 def _rename_clashes(graph: Graph) -> None:
     """Give operands that several nodes used to share, and that now differ, names of their own."""
-    names = {v.name for v in graph.values()}
+    names = graph.names()
     seen: dict[str, Value] = {}
-    for value in graph.constants():
+    for value in graph.all_constants():
         if seen.setdefault(value.name, value) is value:
             continue
         number = itertools.count(1)

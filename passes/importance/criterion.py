@@ -77,7 +77,7 @@ def unit_scores(groups: Groups, chosen: Criterion) -> np.ndarray:
     totals = np.zeros(groups.unit_count)
     scored = np.zeros(groups.unit_count, bool)
     uses, direct = readers(groups.graph), groups.graph.consumers()
-    for constant in groups.graph.constants():
+    for constant in groups.graph.all_constants():
         layout = groups.layouts.get(constant)
         if layout is None or all(t is None for t in layout) or not chosen.selects(constant, uses.get(constant, [])):
             continue

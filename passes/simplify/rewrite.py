@@ -45,10 +45,7 @@ class Names:
     """The names of a graph's values, bodies included, and fresh ones; cheaper than asking the graph each time."""
 
     def __init__(self, graph: Graph) -> None:
-        self._taken = {v.name for v in graph.values()}
-        for node in graph.nodes:
-            for body in subgraphs(node):
-                self._taken |= Names(body)._taken
+        self._taken = graph.names()
 
     def fresh(self, base: str) -> str:
         """`base`, or `base_1`, `base_2`, … whichever is free; taken from now on."""

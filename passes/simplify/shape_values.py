@@ -7,12 +7,12 @@ rule an operator, in `RULES`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from compiler.ir import Dim, Graph, Node, Value, subgraphs
+from compiler.ir import Dim, Node, Value
 
 _MAX_ELEMENTS = 64
 
@@ -77,14 +77,6 @@ class ShapeValues:
             return None
         self.known[node.outputs[0]] = result
         return result
-
-
-def all_nodes(graph: Graph) -> Iterable[Node]:
-    """Every node, those of bodies before the node that carries them."""
-    for node in graph.nodes:
-        for body in subgraphs(node):
-            yield from all_nodes(body)
-        yield node
 
 
 @shape_value_rule("Shape")

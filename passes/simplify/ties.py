@@ -31,7 +31,7 @@ class Ties:
         self._folds: dict[tuple[Value, Form], Value] = {}
         self._was: dict[Value, Value] = {}
         computed: set[Value] = set()
-        for node in _nodes(graph):
+        for node in graph.all_nodes():
             operands = [v for v in node.inputs if v is not None]
             for value in dict.fromkeys(operands):
                 form = _form(node) if value is node.inputs[0] else None
@@ -71,13 +71,6 @@ class Ties:
                 yield so_far
             elif form is not None:
                 yield from self._forms(node.outputs[0], (*so_far, *form))
-
-
-def _nodes(graph: Graph) -> Iterator[Node]:
-    for node in graph.nodes:
-        for body in subgraphs(node):
-            yield from _nodes(body)
-        yield node
 
 
 def _form(node: Node) -> Form | None:

@@ -27,19 +27,18 @@ Metric = Callable[[np.ndarray], int]
 
 def macs_metric(groups: Groups) -> Metric:
     """Multiply-accumulates of what stays."""
-    nodes = [n for n in groups.graph.nodes if (n.domain, n.op) in COST_RULES]
-    rest = sum(node_macs(n) for n in groups.graph.nodes if (n.domain, n.op) not in COST_RULES)
+    nodes = [n for n in groups.graph.all_nodes() if (n.domain, n.op) in COST_RULES]
 
     def macs(keep: np.ndarray) -> int:
         kept = Kept(groups.layouts, keep)
-        return rest + sum(node_macs(n, _shapes(n, kept)) for n in nodes)
+        return sum(node_macs(n, _shapes(n, kept)) for n in nodes)
 
     return macs
 
 
 def params_metric(groups: Groups) -> Metric:
     """Parameters of what stays."""
-    constants = [c for c in groups.graph.constants() if is_parameter(c)]
+    constants = [c for c in groups.graph.all_constants() if is_parameter(c)]
 
     def params(keep: np.ndarray) -> int:
         kept = Kept(groups.layouts, keep)

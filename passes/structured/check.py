@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from compiler.ir import ArrayConstant, Graph, Node, Value
-from compiler.ir.execute import execute, random_inputs, relative_difference
+from compiler.ir import ArrayConstant, CheckFailed, Graph, Node, Value
+from compiler.ir.bodies import runs
+from compiler.ir.execute import random_inputs, relative_difference
 from passes.coupling.groups import Groups
 from passes.coupling.rules.attention import whole_heads
 from passes.coupling.rules.linear import einsum_terms
@@ -98,7 +99,7 @@ def silence(groups: Groups, keep: np.ndarray) -> Graph | None:
     """The unpruned graph with the removed units silenced; None when some node mixes them otherwise."""
     flags = np.append(keep, True)
     masks: dict[Value, dict[int, np.ndarray]] = {}
-    for node in groups.graph.nodes:
+    for node in groups.graph.all_nodes():
         silenced: set[tuple[Value, int]] = set()
         for x, axis, weight, weight_axis in contractions(node):
             silenced.add((x, axis))
@@ -109,7 +110,7 @@ def silence(groups: Groups, keep: np.ndarray) -> Graph | None:
         if _mixes(node, groups, flags, silenced):
             return None
     graph = groups.graph.copy()
-    for old, new in zip(groups.graph.constants(), graph.constants(), strict=True):
+    for old, new in zip(groups.graph.all_constants(), graph.all_constants(), strict=True):
         if old in masks:
             array = np.array(old.numpy())
             for mask in masks[old].values():
@@ -168,9 +169,20 @@ def _removed(value: Value, groups: Groups, flags: np.ndarray) -> set[int]:
 
 
 def pruning_error(groups: Groups, keep: np.ndarray, pruned: Graph, seed: int = 0) -> float | None:
-    """Relative difference between the pruned graph and the silenced original on noise; None where not exact."""
+    """Relative difference between the pruned graph and the silenced original on noise; None where not exact.
+
+    Bodies that hold what can be pruned are compared one by one too; None where one cannot be run alone.
+    """
     silenced = silence(groups, keep)
     if silenced is None:
         return None
-    data = random_inputs(groups.graph, seed)
-    return relative_difference(execute(pruned, data), execute(silenced, data))
+    moving = groups.moving()
+    twins = zip(groups.graph.all_constants(), silenced.all_constants(), strict=True)
+    try:
+        found = runs(silenced, random_inputs(groups.graph, seed), {new for old, new in twins if old in moving})
+        expected = [run.execute(silenced) for run in found]
+    except CheckFailed as failure:
+        if failure.code != "E_BODY":
+            raise
+        return None
+    return max(relative_difference(run.execute(pruned), e) for run, e in zip(found, expected, strict=True))

@@ -38,7 +38,7 @@ def write_module(
     """Give a module new tensors, then the attributes that follow from them."""
     write_tensors(edits, module, tensors, values)
     nodes: dict[str, list[Node]] = {}
-    for node in graph.nodes:
+    for node in graph.all_nodes():
         # A graph that was saved and loaded again has the path in its nodes' names only: `layer1.0.conv1/Conv`.
         known = node.origin is not None and node.origin.framework == "torch"
         path = node.origin.path if known and node.origin is not None else node.name.rpartition("/")[0]

@@ -18,7 +18,6 @@ from torch import nn
 from compiler.frontends.torch.capture import Call, Captured, TensorKey, capture, tensor_key
 from compiler.frontends.torch.lifting import lift_program
 from compiler.ir import Graph, Node, SecateurError, Value
-from compiler.ir.proto import all_constants
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,12 @@ def new_tensors(graph: Graph, tensors: Tensors, trace: Trace) -> dict[str, np.nd
 
     Raises E_TORCH_WRITE_BACK for a parameter that the network uses and the graph does not hold.
     """
-    constants = {v.name: v for v in all_constants(graph)}
+    constants = {v.name: v for v in graph.all_constants()}
     found = {name: array for name in tensors.shapes if (array := _by_name(name, constants)) is not None}
     if not tensors.parameters <= found.keys():
         # Unused, or held in another layout: tracing the module again tells.
         inverse = _Inverse(trace.graph, constants, found)
-        for name in sorted(tensors.parameters & {v.name for v in all_constants(trace.graph)}):
+        for name in sorted(tensors.parameters & {v.name for v in trace.graph.all_constants()}):
             inverse.require(name)
         found = inverse.found
     for name, array in found.items():
@@ -109,9 +108,9 @@ class _Inverse:
     def __init__(self, unpruned: Graph, constants: dict[str, Value], found: dict[str, np.ndarray]) -> None:
         self.found = found
         self._pieces: dict[Value, list[tuple[Region, np.ndarray]]] = {}
-        weights = set(unpruned.constants())
+        weights = set(unpruned.all_constants())
         steps = []
-        for node in unpruned.nodes:
+        for node in unpruned.all_nodes():
             operands = [v for v in node.inputs if v is not None]
             if all(v in weights for v in operands):
                 weights.update(node.outputs)
@@ -124,7 +123,7 @@ class _Inverse:
             for value in node.outputs:
                 if value in self._pieces and node.op in _BACKWARDS:
                     _BACKWARDS[node.op](self, node, value, self._assemble(value))
-        for value in unpruned.constants():
+        for value in unpruned.all_constants():
             if value in self._pieces:
                 self._settle(value)
 

@@ -19,7 +19,6 @@ from compiler.exporters.torch.tensors import Tensors, Trace, reshaped_back
 from compiler.exporters.torch.verifying import Reference
 from compiler.frontends.torch.capture import evaluating
 from compiler.ir import CheckFailed, Graph, Node, Value
-from compiler.ir.proto import all_constants
 
 aten = torch.ops.aten
 Shape = tuple[int, ...]
@@ -107,8 +106,8 @@ class _Rewriting(_Shapes):
     def __init__(self, module: fx.GraphModule, graph: Graph, old: dict[str, Shape]) -> None:
         super().__init__(module)
         self.old = old
-        self.made: dict[str, Value] = {v.name: v for n in graph.nodes for v in n.outputs}
-        self.known: dict[str, Value] = {v.name: v for v in all_constants(graph)} | self.made
+        self.made: dict[str, Value] = {v.name: v for n in graph.all_nodes() for v in n.outputs}
+        self.known: dict[str, Value] = {v.name: v for v in graph.all_constants()} | self.made
         self.place = ""
 
     def run_node(self, node: fx.Node) -> Any:

@@ -37,7 +37,8 @@ def lift_program(captured: Captured, shapes: Mapping[str, Sequence[int]], name: 
     model = captured.onnx.model
     parameters = _rename_weights(model, captured.names)
     _fold_shapes(model, parameters)
-    paths = {output.name: _path(node) for node in model.graph for output in node.outputs}
+    _rename_inside(model)
+    paths = {output.name: _path(node) for node in model.graph.all_nodes() for output in node.outputs}
     weights = _take_weights(model)
     proto = onnx_ir.to_proto(model)
     bind_shapes(proto.graph, shapes, weights)
@@ -88,6 +89,16 @@ def _fold_shapes(model: onnx_ir.Model, parameters: set[str]) -> None:
     RemoveUnusedNodesPass()(model)
 
 
+def _rename_inside(model: onnx_ir.Model) -> None:
+    """Give what bodies compute names that nothing else has, so that a name tells where it comes from."""
+    outer = {output for node in model.graph for output in node.outputs}
+    taken = {value.name or "" for value in (*model.graph.inputs, *model.graph.initializers.values(), *outer)}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value not in outer and value.name:
+                value.name = _unique(value.name, taken)
+
+
 def _path(node: onnx_ir.Node) -> str:
     """The path of the module whose forward made the node; the last scope is the operation itself."""
     scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -125,7 +136,7 @@ def _name_dimensions(graph: Graph, dimensions: Sequence[Mapping[int, str]]) -> N
 
 def _copy_no_extents(graph: Graph) -> None:
     """Clear `allowzero`: torch sets it on every Reshape, and it matters only to tensors without elements."""
-    for node in graph.nodes:
+    for node in graph.all_nodes():
         if node.op == "Reshape" and (shape := node.outputs[0].shape) is not None and 0 not in shape:
             node.attributes.pop("allowzero", None)
 
@@ -135,7 +146,7 @@ def _expand_ones_only(graph: Graph) -> None:
 
     torch spells out every extent, such as the width of a class token that is repeated for an open batch.
     """
-    taken = {v.name for v in graph.values()}
+    taken = graph.names()
     nodes: list[Node] = []
     for node in graph.nodes:
         pieces = _with_ones(node, taken) if node.op == "Expand" else None
@@ -164,7 +175,7 @@ def _with_ones(node: Node, taken: set[str]) -> list[Value | None] | None:
 
 
 def _leave_out_zeros(graph: Graph, parameters: set[str]) -> None:
-    for node in graph.nodes:
+    for node in graph.all_nodes():
         for index in _OPTIONAL_ZEROS.get(node.op, ()):
             value = node.input(index)
             if value is not None and value.name not in parameters and _is_zero(value):
@@ -199,7 +210,7 @@ def _remove_dead(graph: Graph) -> None:
 
 def _name_after_modules(graph: Graph, paths: Mapping[str | None, str]) -> None:
     taken: set[str] = set()
-    for node in graph.nodes:
+    for node in graph.all_nodes():
         path = next((paths[v.name] for v in node.outputs if v.name in paths), "")
         node.origin = Origin("torch", path)
         node.name = _unique(f"{path}/{node.op}" if path else node.op, taken)
@@ -207,9 +218,9 @@ def _name_after_modules(graph: Graph, paths: Mapping[str | None, str]) -> None:
 
 def _name_derived(graph: Graph, parameters: set[str]) -> None:
     """Name what is computed from weights alone after the first of them: `fc.weight.T`, `lstm.weight_ih_l0.concat`."""
-    source: dict[Value, str] = {v: v.name for v in graph.constants() if v.name in parameters}
-    taken = {v.name for v in graph.values()}
-    for node in graph.nodes:
+    source: dict[Value, str] = {v: v.name for v in graph.all_constants() if v.name in parameters}
+    taken = graph.names()
+    for node in graph.all_nodes():
         operands = [v for v in node.inputs if v is not None]
         known = [source[v] for v in operands if v in source]
         if not known or not all(v in source or v.is_constant for v in operands):

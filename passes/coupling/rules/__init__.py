@@ -3,6 +3,7 @@
 from passes.coupling.rules import (
     attention,
     contrib,
+    control_flow,
     convolution,
     elementwise,
     linear,
@@ -19,6 +20,7 @@ from passes.coupling.rules import (
 __all__ = [
     "attention",
     "contrib",
+    "control_flow",
     "convolution",
     "elementwise",
     "linear",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from compiler.ir import Node
 from passes.coupling.solver import Coupling, coupling_rule
 
-_CONTROL_FLOW = "bodies run a number of times, or not at all, that is not known; their boundary is fixed"
 _SEQUENCES = "holds a sequence or an optional, which has no axes"
 _TEXT = "reads text or files"
 _RANDOM = "draws a random number for each position"
@@ -16,7 +15,6 @@ _ORDER = "the order or number of its results depends on every position of its op
 REFUSED: dict[str, str] = {
     op: reason
     for reason, ops in {
-        _CONTROL_FLOW: ("If", "Loop", "Scan", "SequenceMap"),
         _SEQUENCES: (
             *("ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt"),
             *("SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
