@@ -140,11 +140,15 @@ class _Rewriting(_Shapes):
         return self.old[source.name], self.shapes[source.name]
 
 
+_LINE = 200
+"""Characters of a traced line that a message shows: a branch lists every weight that it reads."""
+
+
 def _describe(node: fx.Node) -> str:
     trace = str(node.meta.get("stack_trace", "")).strip().splitlines()
     line = next((text.strip() for text in reversed(trace) if text.strip().startswith("File ")), "")
     code = trace[-1].strip() if trace else ""
-    return f"{node.target} ({code or line})" if code or line else f"{node.target}"
+    return f"{node.target} ({(code or line)[:_LINE]})" if code or line else f"{node.target}"
 
 
 Rule = Callable[[_Rewriting, fx.Node], None]

@@ -49,7 +49,7 @@ def lift_program(captured: Captured, shapes: Mapping[str, Sequence[int]], name: 
     _expand_ones_only(graph)
     _leave_out_zeros(graph, parameters)
     _remove_dead(graph)
-    _name_after_modules(graph, paths)
+    _name_after_modules(graph, paths, parameters)
     _name_derived(graph, parameters)
     graph.metadata = {}
     infer_shapes(graph)
@@ -208,10 +208,15 @@ def _remove_dead(graph: Graph) -> None:
     graph.nodes = kept[::-1]
 
 
-def _name_after_modules(graph: Graph, paths: Mapping[str | None, str]) -> None:
+def _name_after_modules(graph: Graph, paths: Mapping[str | None, str], parameters: set[str]) -> None:
+    """torch says of every operation which module made it, save inside bodies; there the weights that it reads do."""
     taken: set[str] = set()
+    outer = set(graph.nodes)
     for node in graph.all_nodes():
         path = next((paths[v.name] for v in node.outputs if v.name in paths), "")
+        if not path and node not in outer:
+            owners = (v.name.rpartition(".")[0] for v in node.inputs if v is not None and v.name in parameters)
+            path = next(owners, "")
         node.origin = Origin("torch", path)
         node.name = _unique(f"{path}/{node.op}" if path else node.op, taken)
 
