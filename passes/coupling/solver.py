@@ -117,6 +117,7 @@ class Coupling:
         """Apply the rule of every node in order, then fix the outputs."""
         self._solve(self.graph)
         for value in self.graph.outputs:
+            self.pin(self.positions.of(value), None, f"model output {value.name!r} holds its positions")
             self.fix(value, None, f"model output {value.name!r}")
 
     def _solve(self, graph: Graph) -> None:

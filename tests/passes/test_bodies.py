@@ -11,7 +11,7 @@ from compiler.frontends.onnx.protos import bodies
 from compiler.ir import CheckFailed, Graph, graph_cost, subgraphs, verify
 from compiler.ir.bodies import runs
 from compiler.ir.execute import execute, random_inputs, relative_difference
-from passes import Context, Groups, Pipeline, Prune, certify, dependency_groups
+from passes import Context, Groups, Pipeline, Prune, carried, certify, dependency_groups
 from passes.coupling.transform import restrict
 from passes.structured.check import pruning_error
 from tests.networks import network, network_proto
@@ -52,11 +52,11 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
     ),
     "loop": (
         """(float[2,6] x, float[6,8] w0, float[8,16] u, float[16] v, float[16,8] d, float[8,10] w1, float[10,5] h)
-        => (float[2,5] y) { a = MatMul(x, w0) n = Constant<value_int=3>() k1 = Constant<value_int=1>() c = Cast<to=9>(k1)
+        => (float[2,5] y) { a = MatMul(x, w0) n = Constant<value_int=3>() k = Constant<value_int=1>() c = Cast<to=9>(k)
         b, all = Loop(n, c, a) <body = l (int64 i, bool c1, float[2,8] s) => (bool c2, float[2,8] s2, float[2,8] r) {
             l1 = MatMul(s, u) l2 = Relu(l1) l3 = Mul(l2, v) l4 = MatMul(l3, d) s2 = Add(s, l4) r = Neg(s2)
             c2 = Identity(c1) }>
-        k = ReduceSum<keepdims=0>(all) m = Add(b, k) z = MatMul(m, w1) y = MatMul(z, h) }""",
+        q = ReduceSum<keepdims=0>(all) m = Add(b, q) z = MatMul(m, w1) y = MatMul(z, h) }""",
         ["u[1]: 16", "w1[1]: 10"],
     ),
     "scan, a recurrent cell": (
@@ -217,9 +217,9 @@ def test_the_pass_prunes_bodies_to_the_ratio_asked_for() -> None:
 def test_what_two_graphs_share_counts_once() -> None:
     graph = network(PATTERNS["if, weights shared with the outer graph"][0])
     assert graph_cost(graph).params == 8 * 12 + 12 * 8 + 8 * 5
-    (group,) = dependency_groups(graph)
-    assert group.params_per_unit == 16
-    assert group.macs_per_unit == 2 * 2 * 16  # two rows through the pair of weights, outside and in one branch
+    (unit,) = carried(dependency_groups(graph))
+    assert unit.params == 16
+    assert unit.macs == 2 * 2 * 16  # two rows through the pair of weights, outside and in one branch
 
 
 def test_why_what_crosses_the_boundary_is_fixed() -> None:
@@ -322,7 +322,8 @@ class TestProof:
         """A branch for inputs of one row, on data of two."""
         graph = network(
             """(float[n,8] x, float[8,12] u, float[12,8] d, float[12] w) => (float[m,8] y) {
-            z = Constant<value_ints=[0]>() a = Shape<end=1>(x) one = Constant<value_ints=[1]>() c = Equal(a, one) k = Squeeze(c)
+            z = Constant<value_ints=[0]>() a = Shape<end=1>(x) one = Constant<value_ints=[1]>() c = Equal(a, one)
+            k = Squeeze(c)
             y = If(k) <then_branch = t () => (tb) { t0 = Squeeze(x, z) t1 = MatMul(t0, u) t2 = Relu(t1)
                                                    t3 = MatMul(t2, d) tb = Unsqueeze(t3, z) },
                        else_branch = e () => (eb) { e1 = MatMul(x, u) e2 = Mul(e1, w) eb = MatMul(e2, d) }> }"""
