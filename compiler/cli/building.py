@@ -29,7 +29,7 @@ from passes import Context, Pipeline, Prune, parse_passes
 from passes.structured import PruneReport
 
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the result with ONNX Runtime.")]
-Names = Annotated[list[str] | None, typer.Option(help="Name pattern of groups, weights or nodes; repeatable.")]
+Names = Annotated[list[str] | None, typer.Option(help="Name pattern of groups, weights, nodes or kinds; repeatable.")]
 
 
 def compile_command(

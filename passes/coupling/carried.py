@@ -35,10 +35,15 @@ def carried(groups: Groups, symbol: int = 1) -> list[Carried]:
         for value in dict.fromkeys(_values(node)):
             using.setdefault(value, []).append(node)
     found = []
+    owned = groups.owned()
     for group, smaller in zip(groups, _after_first_step(groups, symbol), strict=True):
         params = sum(v.data.size - math.prod(s) for v, s in smaller.items() if v.data is not None and is_parameter(v))
         nodes = dict.fromkeys(n for v in smaller for n in using.get(v, ()))
         macs = sum(node_macs(n, None, symbol) - node_macs(n, smaller, symbol) for n in nodes)
+        first = {int(u) for block, count in zip(group.blocks, group.step, strict=True) for u in block[:count]}
+        whole = [x for x, unit in owned.items() if unit in first]
+        params += sum(x.data.size for x in whole if isinstance(x, Value) and x.data is not None and is_parameter(x))
+        macs += sum(node_macs(x, None, symbol) for x in whole if isinstance(x, Node))
         found.append(Carried(params / sum(group.step), macs / sum(group.step)))
     return found
 

@@ -22,6 +22,7 @@ from passes.coupling.kinds import ATTENTION, group_kinds
 from passes.coupling.partition import Partition
 from passes.coupling.readers import readers
 from passes.coupling.solver import Coupling, Labels, Layout, Pin, Place
+from passes.coupling.terms import Term
 
 _MAX_SEARCH = 12
 
@@ -113,6 +114,22 @@ class Groups(Sequence[Group]):
     fixed: tuple[Fixed, ...] = field(repr=False)
     spellings: tuple[tuple[Number, Value, int], ...] = field(default=(), repr=False)
     """Numbers inside shape arithmetic that spell the extent of (value, axis), and shrink with it."""
+    terms: tuple[Term, ...] = field(default=(), repr=False)
+    """Terms of sums that go with the unit that weighs them."""
+
+    def unit_of(self, term: Term) -> int:
+        """The unit that weighs a term; -1 where that is fixed."""
+        labels = self.layouts[term.value][term.axis]
+        return -1 if labels is None else int(labels.ravel()[term.position])
+
+    def owned(self) -> dict[Value | Node, int]:
+        """The constants and nodes that a term alone needs, and the unit that they go with."""
+        found: dict[Value | Node, int] = {}
+        for term in self.terms:
+            unit = self.unit_of(term)
+            if unit >= 0:
+                found |= dict.fromkeys((*term.constants, *term.nodes), unit)
+        return found
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -385,7 +402,8 @@ def _collect(graph: Graph, coupling: Coupling, classes: _Classes) -> Groups:
     order = {c: i for i, c in enumerate(graph.all_constants())}
     groups.sort(key=lambda g: order[g.members[0].value] if g.members else len(order))
     spellings = tuple((n, s[0], s[1]) for n, s in coupling.spellings.items() if s is not None and s[2] is not None)
-    return Groups(graph, tuple(_distinct(groups)), layouts, len(group_of_unit), tuple(fixed), spellings)
+    terms = tuple(coupling.terms)
+    return Groups(graph, tuple(_distinct(groups)), layouts, len(group_of_unit), tuple(fixed), spellings, terms)
 
 
 def _collapse(units: np.ndarray, axis: int) -> np.ndarray:

@@ -24,8 +24,10 @@ import numpy as np
 
 from compiler.ir import Dim, Graph, Node, Value, subgraphs
 from passes.coupling.counts import Count, Counts, Item, Number
+from passes.coupling.kinds import EXPERT
 from passes.coupling.partition import Partition, Points
 from passes.coupling.positions import Positions
+from passes.coupling.terms import gated_terms
 
 Labels = np.ndarray
 """Point ids of one axis, broadcast over the tensor's rank (see the module's text)."""
@@ -107,6 +109,8 @@ class Coupling:
         self.kinds: list[tuple[Points, str]] = []  # points as [rows, positions]
         self.counts = Counts()
         self.positions = Positions()
+        self.terms = gated_terms(graph)
+        self._picks = {term.picked: term for term in self.terms}
         self.spellings: dict[Number, tuple[Value, int, Labels | None] | None] = {}
         self._choices = choices or {}
         self._pinned: list[tuple[Points, int]] = []
@@ -207,9 +211,19 @@ class Coupling:
         """Give a node's output its layout. A position that is left alone on its axis is told apart, so it is pinned."""
         shape = value.shape or ()
         for extent, labels in zip(shape, layout, strict=True):
-            if extent == 1 and labels is not None:
-                self.pin(labels, value.producer, "one position of this axis is picked out")
+            if extent == 1:
+                self.pick_out(labels, value)
         self._layouts[value] = [None if d == 1 else labels for d, labels in zip(shape, layout, strict=True)]
+
+    def pick_out(self, labels: Labels | None, value: Value) -> None:
+        """One position of an axis becomes `value`, so it is told apart, unless that weighs a term that goes with it."""
+        term = self._picks.get(value)
+        if labels is None or term is None or labels.size > 1:
+            self.pin(labels, value.producer, "one position of this axis is picked out")
+        elif term.position == 0:
+            points = self.plain(term.value, term.axis)
+            self.keep_at_least(points, 1, term.node)
+            self.mark(points, 0, EXPERT)
 
     def set_plain(self, value: Value, axis: int, points: Points | None, node: Node) -> None:
         """Give one axis of a value unconditional labels, tying them to those it has, if any."""

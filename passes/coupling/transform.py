@@ -10,6 +10,7 @@ from compiler.ir import Graph, Value, infer_shapes
 from compiler.ir.constant import ArrayConstant, Constant
 from passes.coupling.extents import EXTENT_RULES, Kept, UnitLayout
 from passes.coupling.groups import Group, Groups
+from passes.coupling.terms import Term, drop, repick
 
 
 def random_permutation(groups: Groups, rng: np.random.Generator, only: Group | None = None) -> np.ndarray:
@@ -37,6 +38,8 @@ def permute(groups: Groups, source: np.ndarray, constants: set[Value] | None = N
             continue
         assert old.data is not None
         new.data = _reorder(old.data, layout, source)
+    if constants is None:
+        _follow_terms(groups, graph, source, np.ones(groups.unit_count + 1, bool))
     return graph
 
 
@@ -56,11 +59,13 @@ def restrict(groups: Groups, keep: np.ndarray) -> Graph:
         assert old.data is not None
         new.data = _select(_reorder(old.data, layout, source), layout, flags)
         new.shape = new.data.shape
+    picks = {term.pick for term in groups.terms}
     for old_node, new_node in zip(groups.graph.all_nodes(), graph.all_nodes(), strict=True):
         rule = EXTENT_RULES.get((old_node.domain, old_node.op))
-        if rule is not None:
+        if rule is not None and old_node not in picks:
             rule(new_node, old_node, kept)
     _respell(groups, graph, kept)
+    _follow_terms(groups, graph, source, flags)
     _rename_clashes(graph)
     infer_shapes(graph)
     return graph
@@ -78,6 +83,27 @@ def _respell(groups: Groups, graph: Graph, kept: Kept) -> None:
         numbers = np.array(operand.numpy()).reshape(operand.static_shape or ())
         numbers.reshape(-1)[item.position] = kept.count(value, axis)
         node.inputs[item.operand] = Value(operand.name, data=numbers)
+
+
+def _follow_terms(groups: Groups, graph: Graph, source: np.ndarray, flags: np.ndarray) -> None:
+    """Pick the weights of gated terms from where they went, and drop the terms of those that are gone."""
+    if not groups.terms:
+        return
+    twin = dict(zip(groups.graph.nodes, graph.nodes, strict=True))
+    places: dict[Term, int] = {}
+    gone = []
+    for term in groups.terms:
+        labels = groups.layouts[term.value][term.axis]
+        place, stays = term.position, np.ones(term.position + 1, bool)
+        if labels is not None:
+            place = int(np.flatnonzero(_positions(labels, term.axis, source).ravel() == term.position)[0])
+            stays = flags[labels].ravel()
+        if stays[place]:
+            places[term] = int(stays[:place].sum())
+        else:
+            gone.append(term)
+    repick(places, twin)
+    drop(graph, gone, twin)
 
 
 def _to_the_end(groups: Groups, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -77,12 +77,17 @@ def unit_scores(groups: Groups, chosen: Criterion) -> np.ndarray:
     totals = np.zeros(groups.unit_count)
     scored = np.zeros(groups.unit_count, bool)
     uses, direct = readers(groups.graph), groups.graph.consumers()
+    owned = groups.owned()
     for constant in groups.graph.all_constants():
-        layout = groups.layouts.get(constant)
-        if layout is None or all(t is None for t in layout) or not chosen.selects(constant, uses.get(constant, [])):
+        layout = groups.layouts.get(constant) or []
+        moves = constant in owned or any(t is not None for t in layout)
+        if not moves or not chosen.selects(constant, uses.get(constant, [])):
             continue
         for rows in _row_blocks(constant):
             scores = chosen.score(row_values(constant, direct.get(constant, []), rows), constant, rows)
+            if constant in owned:
+                totals[owned[constant]] += scores.sum()
+                scored[owned[constant]] = True
             for labels in layout:
                 if labels is not None:
                     _add(totals, scored, labels[rows] if labels.shape[0] > 1 else labels, scores)

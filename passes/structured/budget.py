@@ -28,10 +28,11 @@ Metric = Callable[[np.ndarray], int]
 def macs_metric(groups: Groups) -> Metric:
     """Multiply-accumulates of what stays."""
     nodes = [n for n in groups.graph.all_nodes() if (n.domain, n.op) in COST_RULES]
+    owned = groups.owned()
 
     def macs(keep: np.ndarray) -> int:
         kept = Kept(groups.layouts, keep)
-        return sum(node_macs(n, _shapes(n, kept)) for n in nodes)
+        return sum(node_macs(n, _shapes(n, kept)) for n in nodes if n not in owned or keep[owned[n]])
 
     return macs
 
@@ -39,10 +40,11 @@ def macs_metric(groups: Groups) -> Metric:
 def params_metric(groups: Groups) -> Metric:
     """Parameters of what stays."""
     constants = [c for c in groups.graph.all_constants() if is_parameter(c)]
+    owned = groups.owned()
 
     def params(keep: np.ndarray) -> int:
         kept = Kept(groups.layouts, keep)
-        return sum(math.prod(kept.shape(c)) for c in constants)
+        return sum(math.prod(kept.shape(c)) for c in constants if c not in owned or keep[owned[c]])
 
     return params
 

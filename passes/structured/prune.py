@@ -59,7 +59,8 @@ class Prune(Pass):
     (l1, l2, bn_scale, random, …). scope: take the same share of each group (local) or rank over the whole network
     (global). normalize: scores of a group are divided by their mean or max, or not (none), before groups are
     compared. round_to: widths that change become multiples of this. min_channels: no group becomes narrower.
-    ignore, only: name patterns (shell style) of groups, constants or nodes to spare, or to restrict pruning to.
+    ignore, only: patterns (shell style) of groups, constants, nodes or kinds ("expert") to spare, or to restrict
+    pruning to.
     heads: attention loses whole heads instead of channels within each head. seed: for criteria that draw
     random numbers.
     """
@@ -146,7 +147,7 @@ def select_groups(groups: Groups, ignore: tuple[str, ...], only: tuple[str, ...]
             close = difflib.get_close_matches(pattern.strip("*"), names, 3)
             raise SecateurError(
                 "E_PATTERN",
-                f"the pattern {pattern!r} matches no group, constant or node",
+                f"the pattern {pattern!r} matches no group, constant, node or kind",
                 hint=f"did you mean {', '.join(close)}?" if close else "`secateur groups MODEL` lists the names",
             )
     return [
@@ -155,7 +156,7 @@ def select_groups(groups: Groups, ignore: tuple[str, ...], only: tuple[str, ...]
 
 
 def _names(group: Group) -> set[str]:
-    found = {group.name}
+    found = {group.name, group.kind}
     for member in group.members:
         found.add(member.value.name)
         found.update(n.name for n in member.nodes)

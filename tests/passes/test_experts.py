@@ -8,7 +8,9 @@ import pytest
 from compiler.ir import Graph, verify
 from compiler.ir.execute import execute, random_inputs
 from passes import Context, Groups, Prune, certify, dependency_groups
+from passes.coupling.carried import carried
 from passes.coupling.transform import restrict
+from passes.structured.check import pruning_error
 from tests.networks import network
 
 EXPERTS, BEST, HIDDEN = 6, 2, 5
@@ -158,3 +160,96 @@ def test_sparse_codes_keep_as_many_as_are_active() -> None:
     pruned = Prune(ratio=0.7, metric="params")(graph, Context())
     assert 3 <= int((pruned.value("e").shape or (0, 0))[1]) < 12
     execute(pruned, random_inputs(pruned))
+
+
+PICKS = {
+    "slices": """ a = Constant<value_ints=[0]>() b = Constant<value_ints=[1]>() c = Constant<value_ints=[2]>()
+        d = Constant<value_ints=[3]>() w0 = Slice(gate, a, b, b) w1 = Slice(gate, b, c, b) w2 = Slice(gate, c, d, b)""",
+    "indices": """ a = Constant<value_int=0>() b = Constant<value_int=-2>() c = Constant<value_ints=[2]>()
+        d = Constant<value_ints=[1]>() p0 = Gather<axis=1>(gate, a) p1 = Gather<axis=1>(gate, b)
+        w2 = Gather<axis=1>(gate, c) w0 = Unsqueeze(p0, d) w1 = Unsqueeze(p1, d)""",
+    "split": " w0, w1, w2 = Split<axis=1, num_outputs=3>(gate)",
+}
+SUMS = {
+    "added": " s0 = Add(m0, m1) s = Add(s0, m2)",
+    "added the other way": " s0 = Add(m1, m2) s = Add(m0, s0)",
+    "summed": " s = Sum(m0, m1, m2)",
+    "beside a shortcut": " s0 = Add(x, m0) s1 = Add(s0, m1) s = Add(s1, m2)",
+}
+
+
+def listed(pick: str, total: str) -> Graph:
+    """Three experts of their own widths, each weighed by one column of the router."""
+    return network(
+        """(float[7,4] x, float[4,3] r, float[4,5] u0, float[4,6] u1, float[4,7] u2, float[5,4] d0, float[6,4] d1,
+        float[7,4] d2, float[4,2] h) => (float[7,2] y) { l = MatMul(x, r) gate = Sigmoid(l)"""
+        + PICKS[pick]
+        + """ a0 = MatMul(x, u0) a1 = MatMul(x, u1) a2 = MatMul(x, u2) r0 = Relu(a0) r1 = Relu(a1) r2 = Relu(a2)
+        e0 = MatMul(r0, d0) e1 = MatMul(r1, d1) e2 = MatMul(r2, d2) m0 = Mul(w0, e0) m1 = Mul(e1, w1)
+        m2 = Mul(e2, w2)"""
+        + SUMS[total]
+        + " y = MatMul(s, h) }"
+    )
+
+
+@pytest.mark.parametrize("total", SUMS)
+@pytest.mark.parametrize("pick", PICKS)
+def test_experts_that_are_modules_of_their_own(pick: str, total: str) -> None:
+    graph = listed(pick, total)
+    groups = dependency_groups(graph)
+    assert certify(graph, groups) <= 1e-5
+    experts = next(g for g in groups if g.kind == "expert")
+    assert (experts.units, experts.minimum) == (3, 1)
+    assert {g.units for g in groups if g is not experts} == (
+        {5, 6, 7} if total == "beside a shortcut" else {4, 5, 6, 7}
+    )
+    data = random_inputs(graph)
+    x, r, h = data["x"], graph.value("r").numpy(), graph.value("h").numpy()
+    for gone in ([0], [1], [2], [0, 1], [0, 2], [1, 2]):
+        keep = np.ones(groups.unit_count, bool)
+        keep[experts.blocks[0][gone]] = False
+        pruned = restrict(groups, keep)
+        verify(pruned)
+        stay = [i for i in range(3) if i not in gone]
+        s = x if total == "beside a shortcut" else np.zeros_like(x)
+        for i in stay:
+            up, down = graph.value(f"u{i}").numpy(), graph.value(f"d{i}").numpy()
+            s = s + np.maximum(x @ up, 0) @ down / (1 + np.exp(-(x @ r[:, [i]])))
+        np.testing.assert_allclose(execute(pruned, data)["y"], s @ h, rtol=1e-4, atol=1e-5)
+        assert {c.name for c in pruned.constants()} >= {f"u{i}" for i in stay}
+        assert not {c.name for c in pruned.constants()} & {f"u{i}" for i in gone}
+        assert pruning_error(groups, keep, pruned) <= 1e-5
+
+
+def test_an_expert_that_is_a_module_counts_with_all_its_weights() -> None:
+    graph = listed("slices", "added")
+    context = Context()
+    Prune(ratio=0.3, metric="params", only=("r",), criterion="l1")(graph, context)
+    report = context.reports["prune"][0]
+    assert report.reached == pytest.approx(0.3, abs=0.1)
+    assert report.before.params - report.after.params >= 4 + 2 * 4 * 5
+    groups = dependency_groups(graph)
+    experts = next(i for i, g in enumerate(groups) if g.kind == "expert")
+    assert carried(groups)[experts].params == 4 + 2 * 4 * 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        " m0 = Mul(w0, e0) m1 = Mul(e1, w1) s0 = Add(m0, m1) s = Add(s0, e2)",  # one position weighs nothing
+        " m0 = Mul(w0, e0) m1 = Mul(e1, w1) m2 = Add(e2, w2) s0 = Add(m0, m1) s = Add(s0, m2)",  # one is no factor
+        # two sums
+        " m0 = Mul(w0, e0) m1 = Mul(e1, w1) m2 = Mul(e2, w2) s0 = Add(m0, m1) s1 = Relu(s0) s = Add(s1, m2)",
+        " m0 = Mul(w0, e0) m1 = Mul(m0, w1) m2 = Mul(e2, w2) s = Add(m1, m2)",  # two weigh one term
+    ],
+)
+def test_positions_that_do_not_weigh_terms_of_one_sum_are_fixed(body: str) -> None:
+    graph = network(
+        "(float[7,4] x, float[4,3] r, float[4,4] u0, float[4,4] u1, float[4,4] u2) => (float[7,4] s) {"
+        + " gate = MatMul(x, r)"
+        + PICKS["split"]
+        + " e0 = MatMul(x, u0) e1 = MatMul(x, u1) e2 = MatMul(x, u2)"
+        + body
+        + "}"
+    )
+    assert not any("r[1]" in str(g) for g in dependency_groups(graph))

@@ -60,10 +60,10 @@ def stacked() -> nn.Module:
 
 
 NETWORKS = {
-    # Multi-query attention: the 8 values of the only head.
+    # Multi-query attention: the 8 values of the only head. Whole experts are modules that go with their router columns.
     "listed": Entry(
         exported(listed, ids(1, 8)),
-        ("16", "20", "22", "24", "26", "28", "30", *["8"] * 2, "4"),
+        ("16", *["3"] * 2, "20", "22", "24", "26", "28", "30", *["8"] * 2, "4"),
         heads=("2",) * 2,
         batch_fault="Expand to a shape computed at run time pins what it repeats",
     ),

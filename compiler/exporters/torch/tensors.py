@@ -273,7 +273,10 @@ def _whole(value: Value) -> Region:
 
 
 def _lost(name: str, what: str) -> SecateurError:
-    hint = "give back a graph that was loaded from this module and only pruned: without simplify(batchnorm=true)"
+    hint = (
+        "give back a graph that was loaded from this module and only pruned: without simplify(batchnorm=true), "
+        "and with the experts that are modules of their own (ignore=['expert'])"
+    )
     if "parametrizations" in name:
         hint = "before load, make it a plain weight: torch.nn.utils.parametrize.remove_parametrizations"
     return SecateurError(

@@ -394,7 +394,7 @@ def gather(c: Coupling, node: Node) -> None:
     positions = np.asarray(index.numpy(), np.int64).ravel() % extent
     layout = take(c.layout(x), axis, positions)
     if extra < 0:  # a scalar index drops the axis
-        c.pin(layout.pop(axis), node, "Gather picks a single position of this axis")
+        c.pick_out(layout.pop(axis), node.outputs[0])
         layout = [None if t is None else t.squeeze(axis) for t in layout]
     elif extra > 0:  # an index of several axes is a Gather and a Reshape
         before = (*x.shape[:axis], len(positions), *x.shape[axis + 1 :])
