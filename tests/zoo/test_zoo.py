@@ -113,7 +113,7 @@ def test_what_a_unit_carries(name: str, entry: Entry) -> None:
     for group, unit in list(zip(groups, carried(groups), strict=True))[::4]:
         keep = np.ones(groups.unit_count, bool)
         for block, count in zip(group.blocks, group.step, strict=True):
-            keep[block[-count:]] = False
+            keep[block[:count]] = False
         cost, units = graph_cost(restrict(groups, keep)), sum(group.step)
         lost = full.params - cost.params, full.macs - cost.macs
         assert (unit.params * units, unit.macs * units) == pytest.approx(lost)
