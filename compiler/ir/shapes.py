@@ -21,6 +21,10 @@ from compiler.ir.symbols import Extent, product
 _LIKE_FIRST_OPERAND = ("GroupNormalization",)
 """Standard operators that a function defines, through which onnx loses the shape; results are like the operand."""
 
+_INFERENCE_OPSET = 22
+"""At least this version's rules are used: those before it count windows of a ceil_mode pooling that begin in the
+padding, where the operators and ONNX Runtime have none. The two versions differ in nothing else but more types."""
+
 ShapeRule = Callable[[Node], list[tuple[np.dtype | None, tuple[Dim, ...] | None]]]
 """Given a node whose inputs are typed, the (dtype, shape) of each output."""
 
@@ -107,6 +111,9 @@ def _resolve_reshapes(graph: Graph) -> None:
 def _infer_standard(graph: Graph) -> None:
     skeleton = model_proto(graph, data_limit=_SHAPE_DATA_LIMIT)
     _prepare(skeleton.graph, {t.name: t for t in skeleton.graph.initializer})
+    for imported in skeleton.opset_import:
+        if not imported.domain:
+            imported.version = max(imported.version, _INFERENCE_OPSET)
     try:
         inferred = _run_inference(skeleton)
     except onnx.shape_inference.InferenceError as error:

@@ -1,6 +1,7 @@
 """Write what can be said in several ways in one way, so that later rules need to know only that one.
 
-Padding is explicit, axes count from the front, kernels state their shape, and recurrences begin at zero unless told.
+Padding is explicit, axes count from the front, kernels state their shape, recurrences begin at zero unless told, and
+what a constant condition picks out is named by its indices.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.ir import Graph, Node, subgraphs
+import numpy as np
+
+from compiler.ir import Graph, Node, Value, subgraphs
 from passes.pipeline import register_pass
 from passes.simplify.rewrite import RewritePass
 
@@ -41,7 +44,7 @@ _AXIS = {
 @register_pass("canonicalize")
 @dataclass(frozen=True)
 class Canonicalize(RewritePass):
-    """Explicit pads in place of auto_pad, axes that count from the front, kernel shapes stated, no states of zeros."""
+    """Explicit pads in place of auto_pad, axes that count from the front, kernel shapes stated and so on."""
 
     def rewrite(self, graph: Graph) -> int:
         return canonicalize(graph)
@@ -61,6 +64,8 @@ def canonicalize(graph: Graph) -> int:
             _state_kernel(node)
         if node.op in _WINDOWED:
             _state_pads(node)
+        if node.op == "Compress":
+            _name_indices(node)
         for index in _STATES.get(node.op, ()):
             _omit_zeros(node, index)
         count += before != node.attributes or operands != node.inputs
@@ -78,6 +83,15 @@ def _state_kernel(node: Node) -> None:
     weight = node.inputs[1]
     if "kernel_shape" not in node.attributes and weight is not None and weight.static_shape is not None:
         node.attributes["kernel_shape"] = list(weight.static_shape[2:])
+
+
+def _name_indices(node: Node) -> None:
+    """A Compress by a constant condition is a Gather of the positions where that is true."""
+    x, condition, axis = node.inputs[0], node.inputs[1], node.attribute("axis")
+    if x is None or x.rank is None or condition is None or not condition.is_constant or axis is None:
+        return
+    indices = Value(f"{node.outputs[0].name}.indices", data=np.flatnonzero(condition.numpy()))
+    node.op, node.inputs, node.attributes = "Gather", [x, indices], {"axis": axis % x.rank}
 
 
 def _omit_zeros(node: Node, index: int) -> None:

@@ -137,7 +137,7 @@ def _mixes(node: Node, groups: Groups, flags: np.ndarray, silenced: set[tuple[Va
                 name = _HEADS.get(node.inputs.index(value))
                 if name and not (len(layout) == 3 and whole_heads(labels, int(node.attribute(name)))):
                     return True
-            if node.op not in ("Shape", "Size", "Split", "Slice", "Gather", "Compress") and not gone <= outputs:
+            if node.op not in ("Shape", "Size", "Split", "Slice", "Gather") and not gone <= outputs:
                 return True
     return False
 

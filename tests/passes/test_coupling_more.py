@@ -230,6 +230,12 @@ SPATIAL: dict[str, tuple[str, list[str]]] = {
         n = Constant<value=bool[8] {1,1,0,1,1,0,1,1}>() z = Compress<axis=1>(a, n) y = Conv(z, w2) }""",
         ["w1[0]: 6", "w1[0]#2: 2"],
     ),
+    "a slice of nothing": (
+        f"""(float[1,3,8,8] x, float[8,3,1,1] w1, float[5,8] h) => (float[1,5] y) {{ a = Conv(x, w1)
+        n = Constant<value_ints=[4]>() m = Constant<value_ints=[1]>() s = Slice(a, n, n, m)
+        z = Concat<axis=1>(s, a) {HEAD} }}""",
+        ["w1[0]: 8"],
+    ),
     "reversed in time": (
         """(float[5,2,4] x, float[4,8] w1, float[8,5] h) => (float[5,2,5] y) { a = MatMul(x, w1)
         n = Constant<value_ints=[5,3]>() z = ReverseSequence<time_axis=0, batch_axis=1>(a, n) y = MatMul(z, h) }""",

@@ -520,8 +520,10 @@ def slice_extents(new: Node, old: Node, kept: Kept) -> None:
 
 def _slice_of(positions: np.ndarray, node: Node) -> tuple[int, int, int]:
     """(start, end, step) that selects exactly `positions`, which a strided Slice may not allow."""
+    if len(positions) == 0:
+        return 0, 0, 1
     step = int(positions[1] - positions[0]) if len(positions) > 1 else 1
-    if len(positions) == 0 or not np.array_equal(positions, positions[0] + step * np.arange(len(positions))):
+    if not np.array_equal(positions, positions[0] + step * np.arange(len(positions))):
         raise SecateurError(
             "E_STRIDED_SLICE",
             "what remains of a strided Slice is not evenly spaced",

@@ -9,7 +9,6 @@ from passes.coupling.extents import Kept, constant_operand, extent_rule
 from passes.coupling.positions import counted_axis
 from passes.coupling.rules.elementwise import broadcast
 from passes.coupling.rules.indexing import indexed, pinned_positions
-from passes.coupling.rules.movement import take
 from passes.coupling.solver import Coupling, Labels, Layout, along, coupling_rule
 
 
@@ -259,33 +258,14 @@ def fourier(c: Coupling, node: Node) -> None:
 
 @coupling_rule("Compress")
 def compress(c: Coupling, node: Node) -> None:
-    """A constant condition chooses positions of its axis; one from data tells them apart."""
-    x, condition, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    """A condition that comes from data tells positions apart; for a constant one simplify writes a Gather."""
+    x, condition, axis = node.inputs[0], node.inputs[1], node.attribute("axis")
     assert x is not None and x.shape is not None and condition is not None
-    axis = node.attribute("axis")
     if axis is None:
         c.refuse(node, "Compress of a flattened tensor")
         return
-    axis = int(axis) % len(x.shape)
-    if condition.is_constant and isinstance(x.shape[axis], int):
-        c.define(condition, 0, None, node)
-        c.set(y, take(c.layout(x), axis, np.flatnonzero(condition.numpy()[: x.shape[axis]])))
-        return
     c.pin_value(condition, node, "Compress picks single positions of this axis")
-    c.set(y, pinned_positions(c, node, x, axis))
-
-
-@extent_rule("Compress")
-def compress_extents(new: Node, old: Node, kept: Kept) -> None:
-    """The flags of what went are dropped."""
-    x, condition, axis = old.inputs[0], old.inputs[1], old.attribute("axis")
-    assert x is not None and condition is not None
-    if axis is None or not condition.is_constant:
-        return
-    mask = kept.mask(x, int(axis) % (x.rank or 1))
-    if mask is not None:
-        flags = condition.numpy()[: len(mask)]
-        new.inputs[1] = constant_operand(condition, flags[mask[: len(flags)]])
+    c.set(node.outputs[0], pinned_positions(c, node, x, int(axis) % len(x.shape)))
 
 
 @coupling_rule("ReverseSequence")
