@@ -167,15 +167,21 @@ def repick(places: Mapping[Term, int], twin: Mapping[Node, Node]) -> None:
         node.inputs = [node.inputs[0], sizes]
 
 
-def drop(graph: Graph, gone: Collection[Term], twin: Mapping[Node, Node]) -> None:
-    """Take terms out of their sums, in place, and what only they need out of the graph. One term of a sum must stay."""
-    missing = {twin[term.node].inputs[term.operand] for term in gone}
+def detach(graph: Graph, gone: Collection[Term], twin: Mapping[Node, Node]) -> set[Value]:
+    """Take terms out of their sums, in place; one term of a sum must stay. Returns what is no longer read."""
+    missing = {v for term in gone if (v := twin[term.node].inputs[term.operand]) is not None}
     for node in graph.nodes:
         if node.op not in _SUMS or missing.isdisjoint(node.inputs):
             continue
         left = [v for v in node.inputs if v not in missing]
         if not left:
-            missing.add(node.outputs[0])
+            missing.update(node.outputs)
         node.op, node.inputs = ("Identity" if len(left) == 1 else node.op), left or node.inputs
+    return missing
+
+
+def drop(graph: Graph, gone: Collection[Term], twin: Mapping[Node, Node]) -> None:
+    """Take terms out of their sums, and what only they need out of the graph, in place."""
+    missing = detach(graph, gone, twin)
     needed = {twin[node] for term in gone for node in term.nodes}
     graph.nodes = [node for node in graph.nodes if node not in needed and missing.isdisjoint(node.outputs)]

@@ -18,7 +18,7 @@ from passes.coupling.groups import Groups
 from passes.coupling.rules.attention import whole_heads
 from passes.coupling.rules.linear import einsum_terms
 from passes.coupling.rules.recurrent import GATES
-from passes.coupling.terms import drop
+from passes.coupling.terms import detach
 
 _MIXING = {
     *("Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization", "GroupNormalization"),
@@ -118,7 +118,7 @@ def silence(groups: Groups, keep: np.ndarray) -> Graph | None:
                 array = array * mask.astype(array.dtype)
             new.data = ArrayConstant(array)
     gone = [term for term in groups.terms if not flags[groups.unit_of(term)]]
-    drop(graph, gone, dict(zip(groups.graph.nodes, graph.nodes, strict=True)))
+    detach(graph, gone, dict(zip(groups.graph.nodes, graph.nodes, strict=True)))
     return graph
 
 
