@@ -1,7 +1,8 @@
 """Types and shapes of every value.
 
 The standard operators are inferred by onnx itself, with its data propagation; `@shape_rule` adds
-operators of other domains, one rule each.
+operators of other domains, one rule each. Where onnx makes up a name for an extent, or gives up, one walk
+through the graph follows the inputs' symbols further (`symbolic_shapes`), so that what is the batch is called so.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import onnx
 from onnx import helper
 
 from compiler.errors import SecateurError
-from compiler.ir.graph import Dim, Graph, Node, Value
+from compiler.ir.graph import Dim, Graph, Node, Value, subgraphs
 from compiler.ir.loops import loop_states, refine
-from compiler.ir.proto import model_proto
-from compiler.ir.symbols import Extent, product
+from compiler.ir.proto import model_proto, node_proto, tensor_proto, value_info
+from compiler.ir.shape_values import ShapeValues
+from compiler.ir.symbolic_shapes import SYMBOLIC_RULES
+from compiler.ir.symbols import Extent
 
 _LIKE_FIRST_OPERAND = ("GroupNormalization",)
 """Standard operators that a function defines, through which onnx loses the shape; results are like the operand."""
@@ -32,6 +35,9 @@ SHAPE_RULES: dict[tuple[str, str], ShapeRule] = {}
 
 _INVENTED = "unk__"
 """How the symbols begin that onnx makes up for extents which it cannot name."""
+
+_LONGEST = 100
+"""Names longer than this say nothing to a reader, and are left to onnx."""
 
 _SHAPE_DATA_LIMIT = 1024
 """Constants of up to this many elements may hold shapes, axes or indices, and keep their data for inference."""
@@ -84,28 +90,110 @@ def _infer(graph: Graph, nodes: Sequence[Node]) -> None:
             value.dtype, value.shape = dtype, shape
         if before != [v.shape for v in node.outputs]:
             _infer_standard(graph)
-    for part in (graph, *graph.all_bodies()):
-        _resolve_reshapes(part)
+    if any(v.static_shape is None for node in nodes for v in node.outputs if v.name):
+        ranked = _Naming(graph).run()
+        if ranked and any(True for _ in graph.all_bodies()):
+            _infer_standard(graph)
+            _Naming(graph).run()
 
 
-def _resolve_reshapes(graph: Graph) -> None:
-    """Replace the names that onnx makes up for extents which a Reshape infers by what they are: `N`, `4*N`."""
-    resolved: dict[Dim, Dim] = {}
-    for node in graph.nodes:
+class _Naming:
+    """One walk that replaces the names that onnx makes up by what they are in terms of the inputs' symbols."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._values = ShapeValues()
+        self._seen = {d for value in graph.inputs for d in value.shape or ()}
+        self._resolved: dict[Dim, Dim] = {}
+        self._made_up = 0
+
+    def run(self) -> bool:
+        """Rewrite shapes in place; True when the rank of a value became known."""
+        return self._visit_all(self._graph)
+
+    def _visit_all(self, graph: Graph) -> bool:
+        found = False
+        for node in graph.nodes:
+            for body in subgraphs(node):
+                for value in body.inputs:
+                    self._rename(value)
+                    self._seen.update(value.shape or ())
+                found |= self._visit_all(body)
+            found |= self._visit(node)
+        return found
+
+    def _visit(self, node: Node) -> bool:
+        """Name the extents of a node's results; True when a rank that was not known is."""
+        unranked = [v for v in node.outputs if v.name and v.shape is None]
         for value in node.outputs:
-            if value.shape is not None and resolved:
-                value.shape = tuple(resolved.get(d, d) for d in value.shape)
-        x, y = node.input(0), node.outputs[0]
-        if node.op != "Reshape" or node.domain or x is None or x.shape is None or y.shape is None:
-            continue
-        invented = [d for d in y.shape if isinstance(d, str) and d.startswith(_INVENTED)]
-        if len(invented) != 1 or invented[0] in x.shape:
-            continue
-        rest = product(Extent.of(d) for d in y.shape if d != invented[0])
-        quotient = product(Extent.of(d) for d in x.shape).divided_by(rest)
-        if quotient is not None and "?" not in quotient.symbols:
-            resolved[invented[0]] = quotient.dim
-            y.shape = tuple(resolved.get(d, d) for d in y.shape)
+            self._rename(value)
+        if unranked or any(self._is_new(d) for v in node.outputs for d in v.shape or ()):
+            for value, shape in zip(node.outputs, self._better(node), strict=False):
+                if value.name:
+                    self._adopt(value, shape)
+        self._seen.update(d for v in node.outputs for d in v.shape or ())
+        self._values.evaluate(node)
+        return any(v.shape is not None for v in unranked)
+
+    def _rename(self, value: Value) -> None:
+        if value.shape is not None and self._resolved:
+            value.shape = tuple(self._resolved.get(d, d) for d in value.shape)
+
+    def _is_new(self, dim: Dim) -> bool:
+        """True for an extent without a name, or whose made-up name appears for the first time."""
+        return dim is None or (isinstance(dim, str) and dim.startswith(_INVENTED) and dim not in self._seen)
+
+    def _better(self, node: Node) -> list[tuple[Dim, ...] | None]:
+        if any(v is not None and v.shape is None for v in node.inputs):
+            rule = None
+        else:
+            rule = SYMBOLIC_RULES.get(node.op) if not node.domain else None
+        if rule is not None:
+            return rule(node, self._values)
+        if (node.domain, node.op) in SHAPE_RULES:
+            return [shape for _, shape in SHAPE_RULES[node.domain, node.op](node)]
+        return _infer_node(node, self._graph)
+
+    def _adopt(self, value: Value, shape: tuple[Dim, ...] | None) -> None:
+        """Take over what is new; what onnx knows, and is not made up, stays."""
+        if shape is None or (value.shape is not None and len(shape) != len(value.shape)):
+            return
+        if value.shape is None:
+            value.shape = (None,) * len(shape)
+        for old, new in zip(value.shape, shape, strict=True):
+            if old is not None and self._is_new(old) and new is not None and len(str(new)) <= _LONGEST:
+                self._resolved[old] = new
+        value.shape = tuple(
+            self._resolved.get(old, old) if old is not None else self._name(new)
+            for old, new in zip(value.shape, shape, strict=True)
+        )
+
+    def _name(self, dim: Dim) -> Dim:
+        """An extent, or a name that nothing else has for one that is not known."""
+        if dim is not None and len(str(dim)) <= _LONGEST:
+            return dim
+        self._made_up += 1
+        return f"{_INVENTED}s{self._made_up}"
+
+
+def _infer_node(node: Node, graph: Graph) -> list[tuple[Dim, ...] | None]:
+    """What onnx infers of one node from the shapes of its operands."""
+    if any(True for _ in subgraphs(node)) or any(v is not None and v.dtype is None for v in node.inputs):
+        return []
+    operands = [v for v in node.inputs if v is not None]
+    small = [v for v in operands if v.data is not None and v.data.size <= _SHAPE_DATA_LIMIT]
+    try:
+        version = graph.domains.get(node.domain, 1) if node.domain else graph.opset
+        types = onnx.shape_inference.infer_node_outputs(
+            onnx.defs.get_schema(node.op, version, node.domain),
+            node_proto(node),
+            {v.name: value_info(v).type for v in operands},
+            {v.name: tensor_proto(v) for v in small},
+            opset_imports=[helper.make_opsetid(node.domain, version)],
+        )
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError):
+        return []
+    return [_read_type(types[v.name])[1] if v.name in types else None for v in node.outputs]
 
 
 def _infer_standard(graph: Graph) -> None:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.ir import Node, Value
-
-_MAX_ITEMS = 64
+from compiler.ir import Dim, Node, Value
+from compiler.ir.shape_values import ShapeValues
 
 
 @dataclass(frozen=True)
@@ -54,18 +53,20 @@ class Counts:
 
     def __init__(self) -> None:
         self._known: dict[Value, Items] = {}
+        self._values = ShapeValues()
 
     def of(self, value: Value | None) -> Items | None:
         """The elements of a tensor of rank 0 or 1, None when nothing is known of it."""
         if value is None:
             return None
         if value.data is not None:
-            small = value.data.dtype.kind in "iu" and len(value.data.shape) <= 1 and value.data.size <= _MAX_ITEMS
-            return tuple(int(n) for n in np.atleast_1d(value.numpy())) if small else None
+            known = self._values.of(value)
+            return None if known is None else _numbers(known.items)
         return self._known.get(value)
 
     def follow(self, node: Node) -> list[Count | Number]:
         """Evaluate a node; returns what it uses in ways that no rule accounts for."""
+        values = self._values.evaluate(node)
         if node.op == "Shape" and not node.domain:
             x = node.inputs[0]
             axes = range(x.rank or 0) if x is not None else range(0)
@@ -77,23 +78,38 @@ class Counts:
             return [Count(x, a) for a in range(x.rank or 0)] if x is not None else []
         read = [(i, self._known[v]) for i, v in enumerate(node.inputs) if v is not None and v in self._known]
         carry = _CARRIES.get(node.op) if not node.domain else None
-        if read and carry is not None and (read[0][0] == 0 or node.op in ("Concat", "Equal", "Where")):
+        if read and carry is not None:
             result = carry(node, self)
             if result is not None:
-                self._known[node.outputs[0]] = result
-                return []
+                self._known[node.outputs[0]], used = result
+                return used
+        if read and values is not None:  # arithmetic whose result is known all the same
+            self._known[node.outputs[0]] = _numbers(values.items)
         return [c for i, items in read if (node.op, i) not in SINKS for c in items if isinstance(c, Count | Number)]
 
     def knows(self, value: Value) -> bool:
         """True for the results of shape arithmetic: they are numbers, not data that channels run through."""
         return value in self._known
 
+    def truth(self, value: Value | None) -> list[bool | None]:
+        """What is known of a condition, whatever the extents become."""
+        return [None if (n := number_of(item)) is None else bool(n) for item in self.of(value) or ()]
 
-_CARRIES: dict[str, Callable[[Node, Counts], Items | None]] = {}
+
+def _numbers(items: tuple[Dim, ...]) -> Items:
+    return tuple(item if isinstance(item, int) else None for item in items)
 
 
-def _carries(*ops: str) -> Callable[[Callable[[Node, Counts], Items | None]], Callable[[Node, Counts], Items | None]]:
-    def register(rule: Callable[[Node, Counts], Items | None]) -> Callable[[Node, Counts], Items | None]:
+Carried = tuple[Items, list["Count | Number"]]
+"""The elements of a result, and what it took from the operands in ways that no rule accounts for."""
+
+_CARRIES: dict[str, Callable[[Node, Counts], Carried | None]] = {}
+
+
+def _carries(
+    *ops: str,
+) -> Callable[[Callable[[Node, Counts], Carried | None]], Callable[[Node, Counts], Carried | None]]:
+    def register(rule: Callable[[Node, Counts], Carried | None]) -> Callable[[Node, Counts], Carried | None]:
         _CARRIES.update(dict.fromkeys(ops, rule))
         return rule
 
@@ -101,20 +117,21 @@ def _carries(*ops: str) -> Callable[[Callable[[Node, Counts], Items | None]], Ca
 
 
 @_carries("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape")
-def _same(node: Node, counts: Counts) -> Items | None:
-    return counts.of(node.inputs[0]) if (node.outputs[0].rank or 0) <= 1 else None
+def _same(node: Node, counts: Counts) -> Carried | None:
+    items = counts.of(node.inputs[0])
+    return (items, []) if items is not None and (node.outputs[0].rank or 0) <= 1 else None
 
 
 @_carries("Gather")
-def _gather(node: Node, counts: Counts) -> Items | None:
+def _gather(node: Node, counts: Counts) -> Carried | None:
     items, index = counts.of(node.inputs[0]), node.inputs[1]
     if items is None or index is None or not index.is_constant or (index.rank or 0) > 1:
         return None
-    return tuple(items[int(i)] for i in np.atleast_1d(index.numpy()))
+    return tuple(items[int(i)] for i in np.atleast_1d(index.numpy())), []
 
 
 @_carries("Slice")
-def _slice(node: Node, counts: Counts) -> Items | None:
+def _slice(node: Node, counts: Counts) -> Carried | None:
     items = counts.of(node.inputs[0])
     bounds = [counts.of(v) for v in node.inputs[1:]]
     if items is None or any(b is None or len(b) != 1 for b in bounds):
@@ -122,11 +139,11 @@ def _slice(node: Node, counts: Counts) -> Items | None:
     start, end, _, step = [number_of(b[0]) for b in bounds if b is not None] + [1] * (4 - len(bounds))
     if start is None or end is None or step is None or step < 1:
         return None
-    return items[start:end:step]
+    return items[start:end:step], []
 
 
 @_carries("Concat")
-def _concat(node: Node, counts: Counts) -> Items | None:
+def _concat(node: Node, counts: Counts) -> Carried | None:
     found: list[Item] = []
     for operand, value in enumerate(node.inputs):
         items = counts.of(value)
@@ -138,16 +155,17 @@ def _concat(node: Node, counts: Counts) -> Items | None:
                 return None
             items = (None,) * extent
         found += items
-    return tuple(found)
+    return tuple(found), []
 
 
 @_carries("Equal")
-def _equal(node: Node, counts: Counts) -> Items | None:
+def _equal(node: Node, counts: Counts) -> Carried | None:
     """1 or 0 each; an extent is never negative, which is how torch asks whether to keep one (-1)."""
     a, b = (counts.of(v) for v in node.inputs)
     if a is None or b is None or len(a) != len(b):
         return None
     found: list[Item] = []
+    used: list[Count | Number] = []
     for x, y in zip(a, b, strict=True):
         m, n = number_of(x), number_of(y)
         if m is not None and n is not None:
@@ -155,14 +173,19 @@ def _equal(node: Node, counts: Counts) -> Items | None:
         elif any(isinstance(side, Count) for side in (x, y)) and min(m or 0, n or 0) < 0:
             found.append(0)
         else:
-            return None
-    return tuple(found)
+            found.append(None)
+            used += [side for side in (x, y) if isinstance(side, Count | Number)]
+    return tuple(found), used
 
 
 @_carries("Where")
-def _where(node: Node, counts: Counts) -> Items | None:
-    condition, yes, no = (counts.of(v) for v in node.inputs)
-    if condition is None or yes is None or no is None or not len(condition) == len(yes) == len(no):
+def _where(node: Node, counts: Counts) -> Carried | None:
+    condition, yes, no = counts.truth(node.inputs[0]), counts.of(node.inputs[1]), counts.of(node.inputs[2])
+    if yes is None or no is None or not len(condition) == len(yes) == len(no):
         return None
-    chosen = [number_of(c) for c in condition]
-    return None if None in chosen else tuple(y if c else n for c, y, n in zip(chosen, yes, no, strict=True))
+    found: list[Item] = []
+    used: list[Count | Number] = []
+    for chosen, y, n in zip(condition, yes, no, strict=True):
+        found.append(None if chosen is None else y if chosen else n)
+        used += [side for side in (y, n) if chosen is None and isinstance(side, Count | Number)]
+    return tuple(found), used

@@ -15,9 +15,9 @@ from onnx.reference import ReferenceEvaluator
 
 from compiler.ir import Graph, Node, Value, subgraphs
 from compiler.ir.proto import node_proto
+from compiler.ir.shape_values import ShapeValues
 from passes.pipeline import register_pass
 from passes.simplify.rewrite import Names, RewritePass, sweep
-from passes.simplify.shape_values import ShapeValues
 from passes.simplify.ties import Ties
 
 _RANDOM = frozenset(

@@ -9,6 +9,7 @@ from passes.pipeline import Context, Pass, register_pass
 from passes.simplify.canonicalize import canonicalize
 from passes.simplify.eliminate_dead import eliminate_dead
 from passes.simplify.eliminate_identities import eliminate_identities
+from passes.simplify.fill_constants import fill_constants
 from passes.simplify.fold_batchnorm import fold_batchnorm
 from passes.simplify.fold_constants import fold_constants
 
@@ -34,6 +35,7 @@ class Simplify(Pass):
         for _ in range(_MAX_ROUNDS):
             counts = [
                 fold_constants(changed, self.max_bytes),
+                fill_constants(changed),
                 canonicalize(changed),
                 eliminate_identities(changed),
                 fold_batchnorm(changed) if self.batchnorm else 0,

@@ -56,6 +56,5 @@ NETWORKS = {
     "derain": Entry(
         exported(Derain, (1, 3, 12, 12)),
         ("16", "16", *["9"] * 3, *["11"] * 3),
-        batch_fault="zeros whose shape is read from data at run time are taken for fixed",
     )
 }

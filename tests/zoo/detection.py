@@ -142,6 +142,5 @@ NETWORKS = {
             *("5", "5", "16", "17", "8", "8", "18", *["13"] * 2, *["15"] * 2),
             "4",  # a bin of all four distributions
         ),
-        batch_fault="Reshape to a shape computed at run time pins what it regroups",
     ),
 }

@@ -50,6 +50,5 @@ NETWORKS = {
         exported(GPT, ids(1, 8)),
         ("18", *["18 in 3 blocks"] * 2, *["15 in 3 blocks"] * 2, "48", "52"),
         heads=("3", "3"),
-        batch_fault="Reshape to a shape computed at run time pins what it regroups",
     )
 }

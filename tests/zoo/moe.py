@@ -65,7 +65,6 @@ NETWORKS = {
         exported(listed, ids(1, 8)),
         ("16", *["3"] * 2, "20", "22", "24", "26", "28", "30", *["8"] * 2, "4"),
         heads=("2",) * 2,
-        batch_fault="Expand to a shape computed at run time pins what it repeats",
     ),
     # The hidden units of an expert move by themselves, and all experts stay equally wide; whole experts move with
     # their router columns.

@@ -49,6 +49,5 @@ NETWORKS = {
         ("8", "10", "16", "16", *["32 in 4 blocks"] * 3, "40", "44", "18", "20"),
         heads=("2",) * 3,
         heads_fault="heads of a query of one token are not found",
-        batch_fault="a Reshape that joins a symbolic batch with heads is not understood",
     )
 }

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from compiler.ir import Dim, Node, SecateurError, Value
-from compiler.ir.symbols import Extent, product
-from passes.coupling.counts import Count, Item, Number, number_of
+from compiler.ir.symbols import UNKNOWN, Extent, exact_quotients, number, product
+from passes.coupling.counts import Count, Item, Items, Number, number_of
 from passes.coupling.extents import Kept, constant_operand, extent_rule
 from passes.coupling.rules.indexing import indexed
 from passes.coupling.solver import Coupling, Labels, Layout, Place, coupling_rule
@@ -31,34 +31,21 @@ def reshape(c: Coupling, node: Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     target = node.input(1) if node.op == "Reshape" else None
-    items = None if target is None or target.is_constant else c.counts.of(target)
-    if target is not None and not target.is_constant and items is None:
-        c.refuse(node, "Reshape to a shape that is computed at run time")
-        return
     after = y.shape or ()
-    if items is not None:
-        after = tuple(_extent_of(item, d) for item, d in zip(items, after, strict=True))
+    items: Items = ()
+    if target is not None and not target.is_constant:
+        items = c.counts.of(target) or (None,) * len(after)
     segments = align(x.shape or (), after)
     if segments is None:
         c.refuse(node, f"{node.op} regroups extents that are not known")
-        for item in items or ():
+        for item in items:
             c.use(item, node)
         return
     layout = regroup(c, node, c.layout(x), x.shape or (), after, segments)
-    for axis, item in enumerate(items or ()):
+    for axis, item in enumerate(items):
         if number_of(item) != 0 or ([axis], [axis]) not in segments:  # 0 copies the extent of the same axis
             layout[axis] = _spelt(c, node, layout[axis], item, axis)
     c.set(y, layout)
-
-
-def _extent_of(item: Item, extent: Dim) -> Dim:
-    """What a target says of an extent that shape inference does not know."""
-    if isinstance(extent, int) or item is None:
-        return extent
-    if isinstance(item, Count):
-        return item.value.shape[item.axis] if item.value.shape is not None else extent
-    number = number_of(item)
-    return number if number is not None and number > 0 else extent
 
 
 def _spelt(c: Coupling, node: Node, labels: Labels | None, item: Item, axis: int) -> Labels | None:
@@ -92,18 +79,27 @@ def align(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[Segment] | No
     """
     left = [Extent.of(d) for d in before]
     right = [Extent.of(d) for d in after]
-    known = {symbol for extent in left for symbol in extent.symbols}
-    unknown = [j for j, extent in enumerate(right) if not set(extent.symbols) <= known]
-    if len(unknown) == 1:
-        rest = product([extent for j, extent in enumerate(right) if j != unknown[0]])
-        quotient = product(left).divided_by(rest)
-        if quotient is None:
-            return None
-        right[unknown[0]] = quotient
-    whole = product(left)
-    if len(unknown) > 1 or whole.number == 0 or whole != product(right):
+    named = {symbol for extent in left for symbol in extent.symbols}
+    if UNKNOWN in named or product(left) == number(0):
         return None
+    for exact in (exact_quotients(right, left), exact_quotients(left, right), _ones(left, right)):
+        cut = [[e.substitute(exact) for e in side] for side in (left, right)]
+        if product(cut[0]) == product(cut[1]):
+            return list(_runs(*cut))
+    unknown = [j for j, extent in enumerate(right) if not extent.symbols <= named]
+    if len(unknown) != 1:
+        return None
+    quotient = product(left).divided_by(product(e for j, e in enumerate(right) if j != unknown[0]))
+    if quotient is None:
+        return None
+    right[unknown[0]] = quotient
     return list(_runs(left, right))
+
+
+def _ones(left: list[Extent], right: list[Extent]) -> dict[str, Extent]:
+    """The symbols that must be 1 for the Reshape to succeed: a model that was traced at a batch of 1."""
+    rest = product(left).divided_by(product(right))
+    return {} if rest is None or len(rest.terms) != 1 else dict.fromkeys(rest.symbols, number(1))
 
 
 def _runs(left: list[Extent], right: list[Extent]) -> Iterator[Segment]:
@@ -111,7 +107,7 @@ def _runs(left: list[Extent], right: list[Extent]) -> Iterator[Segment]:
     i = j = 0
     while i < len(left) or j < len(right):
         run: Segment = ([], [])
-        a = b = Extent(1)
+        a = b = number(1)
         while not (run[0] or run[1]) or a != b:
             # The side whose product divides the other's goes on; of two that do not, the shorter.
             behind = b.divided_by(a) is not None or (a.divided_by(b) is None and len(run[0]) < len(run[1]))
@@ -136,24 +132,24 @@ def regroup(
 ) -> Layout:
     """The layout after a Reshape whose runs of axes are `segments`."""
     out: Layout = [None] * len(after)
-    for number, segment in enumerate(segments):
+    for run, segment in enumerate(segments):
         left, right = segment
         labelled = [t for a in left if (t := layout[a]) is not None]
         if not labelled:
             continue
-        alive = c.choose((node, f"merge {number}"), labelled) if len(labelled) > 1 else 0
+        alive = c.choose((node, f"merge {run}"), labelled) if len(labelled) > 1 else 0
         for index, labels in enumerate(labelled):
             if index != alive:
                 c.pin(labels, node, f"{node.op} merges this axis with another that moves")
         joint = _move(c, labelled[alive], before, after, segments, segment)
-        if joint is None:
-            c.pin(labelled[alive], node, f"{node.op} merges this axis with an extent that is not known")
-            continue
         wide = [a for a in right if joint.shape[a] > 1]
-        if len(wide) == 1:
+        numeric = [a for a in wide if isinstance(after[a], int)]
+        if not numeric:
+            c.pin(joint, node, f"{node.op} merges this axis with an extent that is not known")
+        elif len(wide) == 1:
             out[wide[0]] = joint
-        elif wide:
-            axis, joint = _attach(c, (node, f"split {number}"), joint, wide)
+        else:
+            axis, joint = _attach(c, (node, f"split {run}"), joint, wide, numeric)
             out[axis] = joint
     return out
 
@@ -165,57 +161,57 @@ def _move(
     after: tuple[Dim, ...],
     segments: list[Segment],
     own: Segment,
-) -> Labels | None:
-    """Labels over the new axes: full over the runs that they depend on, 1 over the others; None when inexpressible."""
-    for left, right in segments:
-        if (left, right) != own and not (_numeric(left, before) and _numeric(right, after)):
-            labels = c.narrow(labels, [1 if a in left else None for a in range(len(before))])
-    if len(own[0]) + len(own[1]) > 2 and not (_numeric(own[0], before) and _numeric(own[1], after)):
-        return _beside_symbol(c, labels, before, after, own)
-    full, shape = [1] * len(before), [1] * len(after)
-    for left, right in segments:
+) -> Labels:
+    """Labels over the new axes: full over the runs that they depend on, 1 over the others.
+
+    Along an axis of extent `k*N`, labels may repeat with period k: so are heads beside a symbolic batch.
+    """
+    start = labels.ndim
+    for left, right in reversed(segments):
+        start -= len(left)
+        stop = start + len(left)
         if (left, right) == own or any(labels.shape[a] > 1 for a in left):
-            for a in left:
-                d = before[a]
-                full[a] = d if isinstance(d, int) else 1
-            for a in right:
-                d = after[a]
-                shape[a] = d if isinstance(d, int) else 1
-    return np.broadcast_to(labels, full).reshape(shape)
+            labels = _move_run(c, labels, start, [before[a] for a in left], [after[a] for a in right])
+        else:
+            labels = labels.reshape(*labels.shape[:start], *[1] * len(right), *labels.shape[stop:])
+    return labels
 
 
-def _numeric(axes: list[int], shape: tuple[Dim, ...]) -> bool:
-    return all(isinstance(shape[a], int) for a in axes)
+def _move_run(c: Coupling, labels: Labels, start: int, before: list[Dim], after: list[Dim]) -> Labels:
+    """Labels after the axes from `start` on, of extents `before`, have become axes of extents `after`.
+
+    What comes before the last symbol of a run repeats as often as that says: labels are united over it.
+    """
+    stop = start + len(before)
+    outer, inner = labels.shape[:start], labels.shape[stop:]
+    first, full = _repeated(before)
+    labels = c.narrow(labels, [1 if start <= a < start + first else None for a in range(labels.ndim)])
+    block = np.broadcast_to(labels, (*outer, *[1] * first, *full, *inner)).reshape(*outer, -1, *inner)
+    last, wanted = _repeated(after)
+    period = math.gcd(math.prod(full), math.prod(wanted))
+    if period < block.shape[start]:
+        rows = block.reshape(*outer, -1, period, *inner)
+        block = rows.take(0, axis=start)
+        c.partition.union(np.expand_dims(block, start), rows)
+    repeats = [math.prod(wanted) // period if a == start else 1 for a in range(block.ndim)]
+    return np.tile(block, repeats).reshape(*outer, *[1] * last, *wanted, *inner)
 
 
-def _beside_symbol(
-    c: Coupling, labels: Labels, before: tuple[Dim, ...], after: tuple[Dim, ...], own: Segment
-) -> Labels | None:
-    """Labels of a run that begins with a symbol on either side: what the symbol takes in is united."""
-    left, right = own
-    if not left or not right or not (_numeric(left[1:], before) and _numeric(right[1:], after)):
-        return None
-    labels = c.narrow(labels, [None if a in left else 1 for a in range(len(before))])
-    if isinstance(before[left[0]], int) or isinstance(after[right[0]], int):
-        return None
-    full = [d if a in left and isinstance(d := before[a], int) else 1 for a in range(len(before))]
-    shape = [d if a in right and isinstance(d := after[a], int) else 1 for a in range(len(after))]
-    inner = math.prod(shape)
-    if inner == 0 or math.prod(full) % inner:
-        return None
-    joint = np.broadcast_to(labels, full)
-    rows = joint.reshape(-1, inner)
-    c.partition.union(rows[:1], rows)
-    return rows[0].reshape(shape)
+def _repeated(extents: list[Dim]) -> tuple[int, list[int]]:
+    """Where the last symbolic extent stands, and what is known of the extents from there on: k of `k*N`."""
+    symbolic = [i for i, d in enumerate(extents) if not isinstance(d, int)]
+    first = symbolic[-1] if symbolic else 0
+    return first, [Extent.of(d).content for d in extents[first:]]
 
 
-def _attach(c: Coupling, place: Place, joint: Labels, wide: list[int]) -> tuple[int, Labels]:
+def _attach(c: Coupling, place: Place, joint: Labels, wide: list[int], numeric: list[int]) -> tuple[int, Labels]:
     """Which of the new axes a run's labels belong to: the one they vary along, else one to be searched for.
 
-    The last axis is tried first (the channels within a head); at coarse places, the first (whole heads).
+    The last axis is tried first (the channels within a head); at coarse places, the first (whole heads). An axis of
+    symbolic extent has no labels of its own.
     """
     roots = c.partition.find(joint)
-    for axis in wide:
+    for axis in numeric:
         first = roots
         for other in wide:
             if other != axis:
@@ -225,8 +221,8 @@ def _attach(c: Coupling, place: Place, joint: Labels, wide: list[int]) -> tuple[
                 if other != axis:
                     joint = joint.take([0], axis=other)
             return axis, joint
-    order = wide if place in c.coarse else wide[::-1]
-    return order[c.choose(place, [joint] * len(order))], joint
+    order = numeric if place in c.coarse else numeric[::-1]
+    return (order[c.choose(place, [joint] * len(order))] if len(order) > 1 else order[0]), joint
 
 
 def take(layout: Layout, axis: int, index: np.ndarray) -> Layout:
@@ -434,24 +430,33 @@ def expand(c: Coupling, node: Node) -> None:
     """Axes that grow from 1 gain positions that are free to go, or move with what spells them; the others pass."""
     x, target, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert x is not None and x.shape is not None and target is not None and y.shape is not None
-    items = c.counts.of(target)
-    if items is None:
-        c.refuse(node, "Expand to a shape that is computed at run time")
-        return
     rank = len(y.shape)
+    items = c.counts.of(target) or (None,) * rank
     missing = rank - len(x.shape)
     wanted = (*(1,) * (rank - len(items)), *items)
     layout: Layout = [None] * missing
     layout += [None if t is None else t.reshape((1,) * missing + t.shape) for t in c.layout(x)]
     for axis, (extent, item) in enumerate(zip(y.shape, wanted, strict=True)):
         grown = axis < missing or (x.shape[axis - missing] == 1 and extent != 1)
-        if grown and not target.is_constant:
-            layout[axis] = _counted(c, item, axis, rank)
-        elif grown and isinstance(extent, int):
-            layout[axis] = c.fresh(extent, axis, rank)
+        if grown:
+            layout[axis] = _grown(c, node, axis, item)
         elif not target.is_constant and number_of(item) != 1:
             layout[axis] = _spelt(c, node, layout[axis], item, axis)
     c.set(y, layout)
+
+
+def _grown(c: Coupling, node: Node, axis: int, item: Item) -> Labels | None:
+    """The labels of an axis that grows from 1 to what `item` says."""
+    y = node.outputs[0]
+    assert y.shape is not None
+    rank, extent = len(y.shape), y.shape[axis]
+    if isinstance(item, Count):
+        return _counted(c, item, axis, rank)
+    if not isinstance(extent, int):
+        return None
+    if isinstance(item, Number):
+        return c.spell(item, y, axis, c.fresh(extent, axis, rank), node)
+    return c.fresh(extent, axis, rank) if node.inputs[1] is not None and node.inputs[1].is_constant else None
 
 
 @extent_rule("Reshape")
