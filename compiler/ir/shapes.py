@@ -7,6 +7,7 @@ through the graph follows the inputs' symbols further (`symbolic_shapes`), so th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx import helper
 
 from compiler.errors import SecateurError
 from compiler.ir.graph import Dim, Graph, Node, Value, subgraphs
-from compiler.ir.loops import loop_states, refine
+from compiler.ir.loops import loop_states
 from compiler.ir.proto import model_proto, node_proto, tensor_proto, value_info
 from compiler.ir.shape_values import ShapeValues
 from compiler.ir.symbolic_shapes import SYMBOLIC_RULES
@@ -74,8 +75,11 @@ def infer_shapes(graph: Graph) -> None:
         widened = [state.widen() for state in states]
         settled = not any(widened)
     symbols = {d for value in graph.inputs for d in value.shape or () if isinstance(d, str)}
+    names = Counter(d for shape in declared.values() for d in shape or () if d not in symbols)
+    # A name that the exporter gives to several extents says nothing of them (torch names two axes alike).
+    trusted = symbols.union(name for name, count in names.items() if isinstance(name, str) and count == 1)
     for value, shape in declared.items():
-        value.shape = refine(value.shape, shape, symbols)
+        value.shape = _refine(value.shape, shape, trusted)
 
 
 def _infer(graph: Graph, nodes: Sequence[Node]) -> None:
@@ -194,6 +198,24 @@ def _infer_node(node: Node, graph: Graph) -> list[tuple[Dim, ...] | None]:
     except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError):
         return []
     return [_read_type(types[v.name])[1] if v.name in types else None for v in node.outputs]
+
+
+def _refine(
+    inferred: tuple[Dim, ...] | None, declared: tuple[Dim, ...] | None, trusted: set[str]
+) -> tuple[Dim, ...] | None:
+    """The inferred shape; extents that are neither numbers nor said in symbols of inputs are as declared."""
+    if inferred is None:
+        return None if declared is None else tuple(d if isinstance(d, int) or d in trusted else None for d in declared)
+    if declared is None or len(inferred) != len(declared):
+        return inferred
+    return tuple(
+        d if isinstance(d, int | str) and (isinstance(d, int) or d in trusted) and _is_made_up(i, trusted) else i
+        for i, d in zip(inferred, declared, strict=True)
+    )
+
+
+def _is_made_up(dim: Dim, symbols: set[str]) -> bool:
+    return dim is None or any(_INVENTED in atom and atom not in symbols for atom in Extent.of(dim).symbols)
 
 
 def _infer_standard(graph: Graph) -> None:

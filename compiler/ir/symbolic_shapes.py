@@ -62,11 +62,16 @@ def left_over(before: Shape, known: list[Dim]) -> Dim:
     left, right = [Extent.of(d) for d in before], [Extent.of(d) for d in known]
     if None in before or None in known:
         return None
-    quotient = product(left).divided_by(product(right))
-    if quotient is None:
-        exact = exact_quotients(right, left)
-        quotient = product(e.substitute(exact) for e in left).divided_by(product(right))
-    return None if quotient is None else quotient.dim
+    for exact in ({}, exact_quotients(right, left)):
+        whole, rest = product(e.substitute(exact) for e in left), product(right)
+        quotient = whole.divided_by(rest)
+        if quotient is not None:
+            return quotient.dim
+        # H in pairs: that H is even, a run that succeeds has shown.
+        numerator = whole.divided_by(Extent(tuple((atoms, 1) for atoms, _ in rest.terms)))
+        if numerator is not None and len(rest.terms) == 1 and rest.content > 1:
+            return numerator.floor_divided(rest.content).dim
+    return None
 
 
 @symbolic_rule("Flatten")

@@ -275,7 +275,42 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
     "a state of zeros": (
         """(float[N,6] x, float[6,8] w, float[8,8] w2, float[8,5] h) => (float[N,5] y) {
         a = MatMul(x, w) s = Shape(a) z = ConstantOfShape(s) c = MatMul(a, w2) m = Add(c, z) y = MatMul(m, h) }""",
-        ["w[1]: 8"],  # the zeros are as wide as a, so a and c are equally wide
+        ["w[1]: 8", "z_values[1]: 8"],  # the zeros are as wide as c, whatever a becomes
+    ),
+    "heads joined with a symbolic batch": (  # as torch's MultiheadAttention has them: [tokens, batch·heads, depth]
+        """(float[6,N,8] x, float[8,16] q, float[8,16] k, float[8,16] v, float[16,5] h) => (float[6,N,5] y) {
+        q0 = MatMul(x, q) k0 = MatMul(x, k) v0 = MatMul(x, v) s = Constant<value_ints=[6,-1,8]>()
+        q1 = Reshape(q0, s) k1 = Reshape(k0, s) v1 = Reshape(v0, s)
+        q2 = Transpose<perm=[1,0,2]>(q1) k2 = Transpose<perm=[1,2,0]>(k1) v2 = Transpose<perm=[1,0,2]>(v1)
+        a = MatMul(q2, k2) p = Softmax(a) o = MatMul(p, v2) o1 = Transpose<perm=[1,0,2]>(o)
+        s2 = Constant<value_ints=[6,-1,16]>() o2 = Reshape(o1, s2) y = MatMul(o2, h) }""",
+        ["q[1]: 16 in 2 blocks", "v[1]: 16 in 2 blocks"],
+    ),
+    "windows of symbolic space": (
+        """(float[N,H,W,6] x, float[6,8] w, float[8,9] w2, float[9,5] h) => (float[M,4,5] y) {
+        a = MatMul(x, w) s = Shape(a) two = Constant<value_ints=[2]>() eight = Constant<value_ints=[8]>()
+        i0 = Constant<value_ints=[0]>() i1 = Constant<value_ints=[1]>() i2 = Constant<value_ints=[2]>()
+        n = Gather(s, i0) height = Gather(s, i1) width = Gather(s, i2) u = Div(height, two) v = Div(width, two)
+        t = Concat<axis=0>(n, u, two, v, two, eight) b = Reshape(a, t) c = Transpose<perm=[0,1,3,2,4,5]>(b)
+        t2 = Constant<value_ints=[-1,4,8]>() d = Reshape(c, t2) e = MatMul(d, w2) y = MatMul(e, h) }""",
+        ["w[1]: 8", "w2[1]: 9"],
+    ),
+    "heads of a sequence that positions were cut to": (
+        """(float[N,S,6] x, float[6,8] w, float[16,8] p, float[8,5] h) => (float[N,S,5] y) {
+        a = MatMul(x, w) s = Shape(x) b = Constant<value_ints=[1]>() e = Constant<value_ints=[2]>() n = Slice(s, b, e)
+        z = Constant<value_ints=[0]>() q = Slice(p, z, n, z) c = Add(a, q) i = Shape(c) z1 = Constant<value_ints=[1]>()
+        m = Slice(i, z, z1) k = Constant<value_ints=[2,4]>() t = Concat<axis=0>(m, n, k) d = Reshape(c, t)
+        f = Reshape(d, i) y = MatMul(f, h) }""",
+        ["w[1]: 8 in 2 blocks"],
+    ),
+    "class token expanded through Where": (
+        """(float[N,4,6] x, float[6,8] w, float[1,1,8] token, float[8,5] h) => (float[N,5,5] y) {
+        a = MatMul(x, w) s = Shape(x) z = Constant<value_ints=[0]>() b = Constant<value_ints=[1]>() n = Slice(s, z, b)
+        keep = Constant<value_ints=[-1,-1]>() t = Concat<axis=0>(n, keep) three = Constant<value_ints=[3]>()
+        ones = ConstantOfShape<value: tensor = int64[1] {1}>(three) minus = Constant<value_ints=[-1]>()
+        unset = Mul(ones, minus) asks = Equal(t, unset) target = Where(asks, ones, t) e = Expand(token, target)
+        c = Concat<axis=1>(e, a) y = MatMul(c, h) }""",
+        ["w[1]: 8"],
     ),
     "expanded to the shape of another": (
         """(float[N,6] x, float[6,8] w, float[8,5] h) => (float[N,5] y) {
@@ -331,6 +366,7 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
 }
 
 MIXING = (
+    "heads joined with a symbolic batch",
     "a state of zeros",
     "expanded to the shape of another",
     "attention",
