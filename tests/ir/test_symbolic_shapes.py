@@ -34,7 +34,8 @@ NETWORKS = {
         o = ConstantOfShape(n) p = Concat<axis=0>(o, o) r = ReduceSum(p) i = ReduceSum(x) y = Add(r, i) }""",
     "padding": """(float[N,3,H,W] x) => (float y) {
         s = Shape(x) i = Constant<value_ints=[3]>() w = Gather(s, i) four = Constant<value_ints=[4]>() m = Mod(w, four)
-        left = Sub(four, m) rest = Mod(left, four) z = Constant<value_ints=[0,0,0,0,0,0,0]>() p = Concat<axis=0>(z, rest)
+        left = Sub(four, m) rest = Mod(left, four) z = Constant<value_ints=[0,0,0,0,0,0,0]>()
+        p = Concat<axis=0>(z, rest)
         a = Pad(x, p) none = Constant<value_floats=[1.0,1.0,2.0,0.5]>() e = Constant<value_float=0.0>()
         b = Resize<mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">(a, , none)
         c = Tile(b, s) y = ReduceSum(c) }""",

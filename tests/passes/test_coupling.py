@@ -300,7 +300,7 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         a = MatMul(x, w) s = Shape(x) b = Constant<value_ints=[1]>() e = Constant<value_ints=[2]>() n = Slice(s, b, e)
         z = Constant<value_ints=[0]>() q = Slice(p, z, n, z) c = Add(a, q) i = Shape(c) z1 = Constant<value_ints=[1]>()
         m = Slice(i, z, z1) k = Constant<value_ints=[2,4]>() t = Concat<axis=0>(m, n, k) d = Reshape(c, t)
-        f = Reshape(d, i) y = MatMul(f, h) }""",
+        g = Softmax(d) f = Reshape(g, i) y = MatMul(f, h) }""",
         ["w[1]: 8 in 2 blocks"],
     ),
     "class token expanded through Where": (
@@ -366,6 +366,7 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
 }
 
 MIXING = (
+    "heads of a sequence that positions were cut to",
     "heads joined with a symbolic batch",
     "a state of zeros",
     "expanded to the shape of another",
