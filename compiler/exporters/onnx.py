@@ -15,7 +15,7 @@ from onnx import checker, numpy_helper
 
 from compiler.exporters.output import check_output, replacing
 from compiler.ir import Graph, SecateurError, Value, verify
-from compiler.ir.proto import element_type, model_proto, tensor_proto
+from compiler.ir.proto import element_type, model_proto, own_domain, tensor_proto
 
 EXTERNAL_BYTES = int(1.9 * 2**30)
 """Models with more constant data than this are written with external data; protobuf ends at 2 GiB."""
@@ -79,6 +79,7 @@ def _skeleton(graph: Graph, large: list[Value]) -> onnx.ModelProto:
     shapeless = [i.type.tensor_type for i in model.graph.output if not i.type.tensor_type.HasField("shape")]
     for kind in shapeless:
         kind.shape.SetInParent()
+    moved = own_domain(model.graph.node)
     try:
         checker.check_model(model)
     except checker.ValidationError as error:
@@ -91,6 +92,8 @@ def _skeleton(graph: Graph, large: list[Value]) -> onnx.ModelProto:
     finally:
         for kind in shapeless:
             kind.ClearField("shape")
+        for node in moved:
+            node.domain = ""
     names = {v.name for v in large}
     inputs = [i for i in model.graph.input if i.name not in names]
     del model.graph.input[:]

@@ -6,6 +6,7 @@ typed inputs without data, which is all that shape inference needs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,25 @@ def tensor_proto(value: Value) -> onnx.TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(value.numpy()).reshape(value.data.shape), value.name)  # type: ignore[union-attr]
 
 
+RUNTIME_STANDARD = frozenset(("SimplifiedLayerNormalization",))
+"""Operators that ONNX Runtime puts into the standard domain, though ONNX lacks them; graphs have them in its own."""
+
+RUNTIME_DOMAIN = "com.microsoft"
+
+
+def own_domain(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Move the runtime's operators from the standard domain to its own, which checkers want; returns those moved."""
+    moved = [n for n in nodes if n.op_type in RUNTIME_STANDARD and n.domain == ""]
+    for node in moved:
+        node.domain = RUNTIME_DOMAIN
+    return moved
+
+
 def node_proto(node: Node) -> onnx.NodeProto:
     """One node as ONNX; bodies become subgraphs, whose constants the outermost graph holds."""
     proto = onnx.NodeProto(
         op_type=node.op,
-        domain=node.domain,
+        domain="" if (node.op in RUNTIME_STANDARD and node.domain == RUNTIME_DOMAIN) else node.domain,
         name=node.name,
         input=["" if v is None else v.name for v in node.inputs],
         output=[v.name for v in node.outputs],

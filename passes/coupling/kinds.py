@@ -36,10 +36,13 @@ _STRENGTH = (HEAD, HEAD_DIM, EXPERT, HIDDEN_UNIT)
 _SEVERAL = {HEAD: KV_GROUP, HEAD_DIM: PAIR}
 """What a unit is called that takes several positions of a row."""
 
-_PRODUCTS = {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "Einsum"}
+_PRODUCTS = {
+    *("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "Einsum", "FusedGemm", "FusedMatMul", "QGemm"),
+    *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"),
+}
 _BESIDE_PRODUCTS = {
     *("Add", "Cast", "DequantizeLinear", "Div", "Identity", "Mul", "PRelu", "QuantizeLinear", "Reshape", "Sub"),
-    *("ScatterElements", "Transpose", "Where"),
+    *("ScatterElements", "Transpose", "Where", "BiasGelu", "FastGelu"),
 }
 
 

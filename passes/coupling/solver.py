@@ -116,6 +116,7 @@ class Coupling:
         self._pinned: list[tuple[Points, int]] = []
         self._layouts: dict[Value, Layout] = {}
         self._unset: dict[Value, set[int]] = {}
+        self._read = _read_values(graph)
 
     def solve(self) -> None:
         """Apply the rule of every node in order, then fix the outputs."""
@@ -136,7 +137,7 @@ class Coupling:
                 self._layouts[node.outputs[0]] = [None] * (node.outputs[0].rank or 0)
                 continue
             rule = COUPLING_RULES.get((node.domain, node.op))
-            ranked = all(v.rank is not None for v in (*node.inputs, *node.outputs) if v is not None)
+            ranked = all(v is None or v.rank is not None for v in self._seen(node))
             if rule is None or not (ranked or subgraphs(node)):
                 self.refuse(node, f"no coupling rule for {node.qualified_op}" if rule is None else "unknown rank")
             else:
@@ -209,7 +210,9 @@ class Coupling:
 
     def set(self, value: Value, layout: Layout) -> None:
         """Give a node's output its layout. A position that is left alone on its axis is told apart, so it is pinned."""
-        shape = value.shape or ()
+        if value.shape is None:  # a result that nobody asked for
+            return
+        shape = value.shape
         for extent, labels in zip(shape, layout, strict=True):
             if extent == 1:
                 self.pick_out(labels, value)
@@ -356,6 +359,10 @@ class Coupling:
         first = first[self.partition.roots()]
         return np.where(first == none, 0, first)
 
+    def _seen(self, node: Node) -> list[Value | None]:
+        """What a node reads, and those of its results that somebody reads."""
+        return [*node.inputs, *(v for v in node.outputs if v in self._read)]
+
     def _open(self, value: Value) -> Layout:
         if value not in self._layouts:
             rank = value.rank or 0
@@ -363,6 +370,15 @@ class Coupling:
             if value.is_constant:
                 self._unset[value] = set(range(rank))
         return self._layouts[value]
+
+
+def _read_values(graph: Graph) -> set[Value]:
+    """What nodes, in bodies too, or the caller read; the other results need no shape."""
+    read = set(graph.outputs)
+    for node in graph.nodes:
+        read.update(v for v in node.inputs if v is not None)
+        read.update(*(_read_values(body) for body in subgraphs(node)))
+    return read
 
 
 def along(points: Points, axis: int, rank: int) -> Labels:

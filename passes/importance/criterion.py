@@ -99,6 +99,9 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Gemm", "MatMul", "MatMulInteger"), (0, 1)),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2)),
     **{"QLinearConv": (3,), "QLinearMatMul": (0, 3), "Einsum": tuple(range(8))},
+    **dict.fromkeys(("FusedConv", "Attention", "QAttention", "DynamicQuantizeMatMul", "MatMulNBits"), (1,)),
+    **dict.fromkeys(("FusedGemm", "FusedMatMul", "TransposeMatMul", "MatMulInteger16", "MatMulIntegerToFloat"), (0, 1)),
+    **{"QGemm": (0, 3), "MoE": (2, 4, 6)},
 }
 """Which operands are multiplied with the data."""
 

@@ -13,9 +13,11 @@ import numpy as np
 
 from compiler.ir import ArrayConstant, CheckFailed, Graph, Node, Value
 from compiler.ir.bodies import runs
+from compiler.ir.contrib import matrix_orders
 from compiler.ir.execute import random_inputs, relative_difference
 from passes.coupling.groups import Groups
-from passes.coupling.rules.attention import whole_heads
+from passes.coupling.rules.attention import score_operands
+from passes.coupling.rules.heads import whole_heads
 from passes.coupling.rules.linear import einsum_terms
 from passes.coupling.rules.recurrent import GATES
 from passes.coupling.terms import detach
@@ -23,36 +25,55 @@ from passes.coupling.terms import detach
 _MIXING = {
     *("Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization", "GroupNormalization"),
     *("LpNormalization", "InstanceNormalization", "LRN", "MeanVarianceNormalization", "DynamicQuantizeLinear"),
-    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "GatedRMSNorm"),
+    *("QLinearSoftmax", "DynamicQuantizeMatMul"),
 }
+
+_EMBEDDINGS = ("EmbedLayerNormalization", "QEmbedLayerNormalization")
+"""Normalisations of what constants hold."""
 
 _ZERO_POINTS = {
     **{"ConvInteger": {1: 3}, "MatMulInteger": {0: 2, 1: 3}, "QLinearConv": {3: 5}, "QLinearMatMul": {0: 2, 3: 5}},
-    "DequantizeLinear": {0: 2},
+    **{"DequantizeLinear": {0: 2}, "MatMulIntegerToFloat": {0: 4, 1: 5}, "DynamicQuantizeMatMul": {1: 3}},
+    **{"QGemm": {0: 2, 3: 5}, "QAttention": {1: 7}},
 }
 """Operator -> operand -> where its zero point is, without which an integer of 0 is no zero."""
 
-_HEADS = {0: "q_num_heads", 1: "kv_num_heads"}
-"""The operands of attention whose dims meet, and how many heads each has."""
+_CONVOLUTIONS = ("Conv", "ConvInteger", "QLinearConv", "DeformConv", "ConvTranspose", "FusedConv")
+
+_THIRD_IS_WEIGHT = ("QLinearConv", "QLinearMatMul", "QGemm")
+"""Operators whose second matrix is operand 3, after the first one's scale and zero point."""
 
 
 def contractions(node: Node) -> Iterator[tuple[Value, int, Value, int]]:
     """The (data, axis, constant, axis) over which a node sums products. The constant may be stored as integers."""
     x = node.input(0)
-    index = 3 if node.op.startswith("QLinear") else 1
+    index = 3 if node.op in _THIRD_IS_WEIGHT else 1
     weight = node.input(index)
     if x is None or weight is None:
         return
-    if node.op in ("Conv", "ConvInteger", "QLinearConv", "DeformConv", "ConvTranspose"):
-        stored = _stored(node, index)
-        if stored is not None and not (x.shape and x.shape[1] == node.attribute("group", 1) != 1):
-            yield x, 1, stored, 0 if node.op == "ConvTranspose" else 1
-    elif node.op == "Gemm":
-        yield from _pair(
-            node, 0, 1 if not node.attribute("transA", 0) else 0, 1, int(bool(node.attribute("transB", 0)))
-        )
-    elif node.op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
+    if node.op in _CONVOLUTIONS:
+        stored, channel = _stored(node, index), (x.rank or 1) - 1 if node.attribute("channels_last", 0) else 1
+        if stored is not None and not (x.shape and x.shape[channel] == node.attribute("group", 1) != 1):
+            yield x, channel, stored, 0 if node.op == "ConvTranspose" else 1
+    elif node.op in ("Gemm", "FusedGemm", "QGemm"):
+        transposed = [bool(node.attribute(name, 0)) for name in ("transA", "transB")]
+        yield from _pair(node, 0, int(not transposed[0]), index, int(transposed[1]))
+    elif node.op in ("MatMul", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
         yield from _pair(node, 0, (x.rank or 1) - 1, index, max(0, (weight.rank or 0) - 2))
+    elif node.op in ("FusedMatMul", "TransposeMatMul", "MatMulInteger16"):
+        left, right = matrix_orders(node)
+        yield from _pair(node, 0, left[-1], 1, right[max(0, len(right) - 2)])
+    elif node.op in ("Attention", "QAttention") and node.domain:
+        stored = _stored(node, 1)
+        if stored is not None:
+            yield x, 2, stored, 0
+    elif node.op == "MatMulNBits":  # an integer of 0 is no zero, but with a scale of 0 it is
+        scales = node.input(2)
+        if scales is not None and scales.is_constant and scales.rank == 2:
+            yield x, (x.rank or 1) - 1, scales, 1
+    elif node.op == "MoE":
+        yield from _experts(node, x)
     elif node.op == "Einsum":
         yield from _einsum(node)
     elif node.op in GATES:
@@ -61,6 +82,15 @@ def contractions(node: Node) -> Iterator[tuple[Value, int, Value, int]]:
             yield x, 2, weight, 2
             y = node.outputs[0]  # what R multiplies, one step later
             yield y, (y.rank or 1) - 1, recurrence, 2
+
+
+def _experts(node: Node, x: Value) -> Iterator[tuple[Value, int, Value, int]]:
+    """What each expert sums over: the channels of x, and its hidden units, which the second weight silences."""
+    y = node.outputs[0]
+    for index, value in ((2, x), (6, x), (4, y)):
+        weight = node.input(index)
+        if weight is not None and weight.is_constant:
+            yield value, (value.rank or 1) - 1, weight, 2
 
 
 def _pair(node: Node, a: int, axis_a: int, b: int, axis_b: int) -> Iterator[tuple[Value, int, Value, int]]:
@@ -125,6 +155,8 @@ def silence(groups: Groups, keep: np.ndarray) -> Graph | None:
 def _mixes(node: Node, groups: Groups, flags: np.ndarray, silenced: set[tuple[Value, int]]) -> bool:
     """True when removed units meet others in a sum that no weight of this node silences."""
     outputs = {u for v in node.outputs for u in _removed(v, groups, flags)}
+    if _changes_scores(node, groups, flags) or (outputs and node.op in _EMBEDDINGS):
+        return True
     for value in (v for v in node.inputs if v is not None and not (v.is_constant or _is_dequantised(v))):
         layout = groups.layouts.get(value) or []
         for axis, labels in enumerate(layout):
@@ -133,12 +165,21 @@ def _mixes(node: Node, groups: Groups, flags: np.ndarray, silenced: set[tuple[Va
             gone = set(labels[~flags[labels]].tolist())
             if node.op in _MIXING and _own_axis(node, axis, len(layout)):
                 return True
-            if node.op in ("Attention", "LinearAttention") and axis == len(layout) - 1:
-                name = _HEADS.get(node.inputs.index(value))
-                if name and not (len(layout) == 3 and whole_heads(labels, int(node.attribute(name)))):
-                    return True
             if node.op not in ("Shape", "Size", "Split", "Slice", "Gather") and not gone <= outputs:
                 return True
+    return False
+
+
+def _changes_scores(node: Node, groups: Groups, flags: np.ndarray) -> bool:
+    """True when queries or keys of attention lose dims, unless they lose all of a head."""
+    for value, axis, part, heads in score_operands(node):
+        layout = groups.layouts.get(value)
+        labels = None if layout is None else layout[axis]
+        if labels is None:
+            continue
+        own = labels if heads is None else labels.ravel()[part]
+        if not flags[own].all() and (heads is None or not whole_heads(own, heads)):
+            return True
     return False
 
 
@@ -153,9 +194,9 @@ def _own_axis(node: Node, axis: int, rank: int) -> bool:
     first = int(node.attribute("axis", -1)) % rank
     if node.op in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"):
         return axis == first
-    if node.op in ("LayerNormalization", "RMSNormalization"):
+    if node.op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "QLinearSoftmax"):
         return axis >= first
-    if node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"):
+    if node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "GatedRMSNorm"):
         return axis == rank - 1
     if node.op == "MeanVarianceNormalization":
         return axis in {int(a) % rank for a in node.attribute("axes", (0, 2, 3))}

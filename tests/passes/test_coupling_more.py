@@ -386,22 +386,6 @@ QUANTISED: dict[str, tuple[str, list[str]]] = {
     ),
 }
 
-CONTRIB: dict[str, tuple[str, list[str]]] = {
-    "fused feed-forward": (
-        """(float[2,6,4] x, float[4,16] w0, float[16,24] w1, float[24] b1, float[24,16] w2, float[16] b2, float[16] s,
-        float[16] b, float[16,5] h) => (float[2,6,5] y) { e = MatMul(x, w0) a = MatMul(e, w1)
-        g = com.microsoft.BiasGelu(a, b1) d = MatMul(g, w2)
-        n = com.microsoft.SkipLayerNormalization(d, e, s, b, b2) y = MatMul(n, h) }""",
-        ["w0[1]: 16", "w1[1]: 24"],
-    ),
-    "fused activations": (
-        """(float[2,6,4] x, float[4,8] w1, float[8] b, float[8,6] w2, float[6,7] w3, float[7,5] h) => (float[2,6,5] y) {
-        a = MatMul(x, w1) f = com.microsoft.FastGelu(a, b) c = MatMul(f, w2) d = com.microsoft.QuickGelu(c)
-        e = MatMul(d, w3) g = com.microsoft.Gelu(e) y = MatMul(g, h) }""",
-        ["w1[1]: 8", "w2[1]: 6", "w3[1]: 7"],
-    ),
-}
-
 PATTERNS = {
     f"{family}: {name}": pattern
     for family, patterns in {
@@ -411,7 +395,6 @@ PATTERNS = {
         "linear": LINEAR,
         "selection": SELECTION,
         "quantised": QUANTISED,
-        "contrib": CONTRIB,
     }.items()
     for name, pattern in patterns.items()
 }
@@ -439,7 +422,7 @@ MIXING = {
     *("attention: rotary, interleaved and partial", "attention: rotary on separate heads"),
     *("linear: einsum with heads", "spatial: group normalisation"),
     *("quantised: quantise and dequantise", "quantised: convolution of integers", "quantised: product of integers"),
-    *("quantised: product of integers that scales", "contrib: fused feed-forward", "selection: router"),
+    *("quantised: product of integers that scales", "selection: router"),
 }
 """Where a sum runs across a pruned axis, or an integer of 0 is no zero, so that removal is not the same as silence."""
 

@@ -16,6 +16,7 @@ from compiler.frontends.onnx.convert import convert
 from compiler.frontends.onnx.protos import all_nodes, bodies, defined, first_line, label
 from compiler.frontends.operators import is_known, unknown_operator
 from compiler.ir import MIN_OPSET, SecateurError
+from compiler.ir.proto import RUNTIME_DOMAIN, own_domain
 
 OLDEST_OPSET = 7
 """Older operators broadcast by attributes; onnx's version converter does not take them."""
@@ -29,6 +30,7 @@ def normalise(model: onnx.ModelProto, allow_unknown: bool) -> onnx.ModelProto:
     Raises E_OPSET, E_UNKNOWN_OP, E_CYCLE, E_UNSUPPORTED or E_INVALID_MODEL.
     """
     _use_one_standard_domain(model)
+    _use_runtime_domain(model)
     opset = _opset(model)
     _check_interface(model.graph)
     functions = {(f.domain, f.name) for f in model.functions}
@@ -56,6 +58,13 @@ def _use_one_standard_domain(model: onnx.ModelProto) -> None:
     for node in all_nodes(model):
         if node.domain == "ai.onnx":
             node.domain = ""
+
+
+def _use_runtime_domain(model: onnx.ModelProto) -> None:
+    """Name the domain of operators that ONNX Runtime's optimiser writes as if the standard had them."""
+    for carrier, nodes in ((model, all_nodes(model)), *((f, f.node) for f in model.functions)):
+        if own_domain(nodes) and all(e.domain != RUNTIME_DOMAIN for e in carrier.opset_import):
+            carrier.opset_import.add(domain=RUNTIME_DOMAIN, version=1)
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -6,17 +6,19 @@ import numpy as np
 
 from compiler.ir import Node, Value
 from passes.coupling.extents import Kept, extent_rule
-from passes.coupling.solver import Coupling, coupling_rule
+from passes.coupling.partition import Points
+from passes.coupling.solver import Coupling, Layout, coupling_rule
 
 
-def fix_space(c: Coupling, x: Value, node: Node) -> None:
-    """Pin the axes from 2 on, and make the others independent of them: a window mixes neighbours."""
-    for axis in range(2, x.rank or 0):
+def fix_space(c: Coupling, x: Value, node: Node, channel: int = 1) -> None:
+    """Pin all axes but the batch and the channels, and make those independent of them: a window mixes neighbours."""
+    for axis in (a for a in range(1, x.rank or 0) if a != channel):
         c.pin_axis(x, axis, node, f"{node.op} slides a window along this axis")
         c.decondition(x, axis)
 
 
-def _operands(node: Node) -> tuple[Value, Value]:
+def operands(node: Node) -> tuple[Value, Value]:
+    """The data and the weight of a convolution."""
     x, weight = node.inputs[0], node.inputs[3 if node.op == "QLinearConv" else 1]
     assert x is not None and weight is not None
     return x, weight
@@ -25,28 +27,33 @@ def _operands(node: Node) -> tuple[Value, Value]:
 @coupling_rule("Conv")
 def conv(c: Coupling, node: Node) -> None:
     """W[Cout, Cin/g, ...]: input channels meet axis 1, output channels come from axis 0."""
-    convolve(c, node, *_operands(node), [node.input(2)])
+    convolve(c, node, *operands(node), [node.input(2)])
 
 
-def convolve(c: Coupling, node: Node, x: Value, weight: Value, per_output: list[Value | None]) -> None:
-    """The couplings of a convolution. per_output: operands of one element an output channel, or of one in all."""
-    fix_space(c, x, node)
+def convolve(
+    c: Coupling, node: Node, x: Value, weight: Value, per_output: list[Value | None], channel: int = 1
+) -> None:
+    """The couplings of a convolution of x, whose channels lie on axis `channel`.
+
+    per_output: operands of one element an output channel, or of one in all.
+    """
+    fix_space(c, x, node, channel)
     for axis in range(2, weight.rank or 0):
         c.define(weight, axis, None, node)
     groups = int(node.attribute("group", 1))
-    channels = c.plain(x, 1)
+    channels = c.plain(x, channel)
     if groups == 1:
         c.set_plain(weight, 1, channels, node)
         out = c.plain(weight, 0)
     else:
         out = _grouped(c, node, weight, channels, groups, out_axis=0, in_axis=1)
-    _finish(c, node, x, out, per_output)
+    _finish(c, node, x, out, per_output, channel)
 
 
 @coupling_rule("ConvTranspose")
 def conv_transpose(c: Coupling, node: Node) -> None:
     """W[Cin, Cout/g, ...]: the axes are exchanged."""
-    x, weight = _operands(node)
+    x, weight = operands(node)
     fix_space(c, x, node)
     for axis in range(2, weight.rank or 0):
         c.define(weight, axis, None, node)
@@ -61,15 +68,16 @@ def conv_transpose(c: Coupling, node: Node) -> None:
     _finish(c, node, x, out, [node.input(2)])
 
 
-def _finish(c: Coupling, node: Node, x: Value, out: np.ndarray | None, per_output: list[Value | None]) -> None:
+def _finish(
+    c: Coupling, node: Node, x: Value, out: Points | None, per_output: list[Value | None], channel: int = 1
+) -> None:
     y = node.outputs[0]
     for value in per_output:
         if value is not None and value.rank:
             c.set_plain(value, 0, out, node)
-    rank = y.rank or 0
-    batch = c.axis(x, 0)
-    layout = [batch, None if out is None else out.reshape([-1 if a == 1 else 1 for a in range(rank)])]
-    c.set(y, [*layout, *[None] * (rank - 2)])
+    layout: Layout = [c.axis(x, 0), *[None] * ((y.rank or 1) - 1)]
+    layout[channel] = None if out is None else out.reshape([-1 if a == channel else 1 for a in range(len(layout))])
+    c.set(y, layout)
 
 
 def _grouped(
@@ -133,7 +141,7 @@ def _grouped_transpose(
 @coupling_rule("CausalConvWithState")
 def causal_conv(c: Coupling, node: Node) -> None:
     """A depthwise convolution of x[N, C, L] with W[C, 1, k] whose state [N, C, k-1] goes before x."""
-    x, weight = _operands(node)
+    x, weight = operands(node)
     past = node.input(3)
     for value in (x, past):
         if value is not None:
@@ -158,26 +166,37 @@ def pool(c: Coupling, node: Node) -> None:
     places = [user.op for v in node.outputs[1:] for user, _ in c.graph.consumers().get(v, [])]
     if any(op != "MaxUnpool" for op in places):
         c.pin_axis(x, 1, node, "MaxPool counts places through the channels")
-    layout = c.layout(x)
-    for value in node.outputs:
-        c.set(value, [*layout[:2], *[None] * (len(layout) - 2)])
+    keep_channels(c, node, x, 1)
 
 
 @coupling_rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def global_pool(c: Coupling, node: Node) -> None:
     """A reduction over space, which does not tell positions apart."""
+    reduce_space(c, node, 1)
+
+
+def reduce_space(c: Coupling, node: Node, channel: int) -> None:
+    """The couplings of a reduction over all axes but the batch and the channels."""
     x = node.inputs[0]
     assert x is not None
-    for axis in range(2, x.rank or 0):
-        c.decondition(x, axis)
-    layout = c.layout(x)
-    c.set(node.outputs[0], [*layout[:2], *[None] * (len(layout) - 2)])
+    for axis in range(1, x.rank or 0):
+        if axis != channel:
+            c.decondition(x, axis)
+    keep_channels(c, node, x, channel)
+
+
+def keep_channels(c: Coupling, node: Node, x: Value, channel: int) -> None:
+    """Give every result the batch and the channels of x; its other axes are fixed."""
+    layout = [labels if axis in (0, channel) else None for axis, labels in enumerate(c.layout(x))]
+    for value in node.outputs:
+        c.set(value, layout)
 
 
 @extent_rule("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv")
 def group_extents(new: Node, old: Node, kept: Kept) -> None:
     """Where a group is one input channel, groups go with their channels; otherwise their number stays."""
-    x, _ = _operands(old)
+    x, _ = operands(old)
     groups = int(old.attribute("group", 1))
-    if groups > 1 and x.shape is not None and x.shape[1] == groups and kept.mask(x, 1) is not None:
-        new.attributes["group"] = kept.count(x, 1)
+    channel = -1 if old.attribute("channels_last", 0) else 1
+    if groups > 1 and x.shape is not None and x.shape[channel] == groups and kept.mask(x, channel) is not None:
+        new.attributes["group"] = kept.count(x, channel)

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
-from compiler.ir import Node, Value
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.ir import Dim, Node, Value
 from passes.coupling.kinds import EXPERT, HEAD, HEAD_DIM, PRODUCT
+from passes.coupling.partition import Points
 from passes.coupling.rules.elementwise import broadcast
 from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that is read with its axes in another order, as a transposed matrix or stack of matrices."""
+
+    value: Value
+    order: Sequence[int]
+
+    @classmethod
+    def of(cls, value: Value) -> Operand:
+        """The tensor as it is."""
+        return cls(value, range(value.rank or 0))
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.order)
+
+    def extent(self, axis: int) -> Dim:
+        """The extent of an axis, counted as it is read."""
+        return None if self.value.shape is None else self.value.shape[self.order[axis]]
+
+    def read(self, layout: Layout) -> Layout:
+        """A layout of the tensor in the order in which it is read."""
+        return [None if (t := layout[a]) is None else t.transpose(self.order) for a in self.order]
 
 
 @coupling_rule("Gemm")
 def gemm(c: Coupling, node: Node) -> None:
     """Y[M, N] = A'[M, K] B'[K, N] + C, C broadcast to [M, N]."""
-    a, b, bias, y = node.inputs[0], node.inputs[1], node.input(2), node.outputs[0]
+    a, b = node.inputs[0], node.inputs[1]
     assert a is not None and b is not None
+    general_product(c, node, a, b, node.input(2))
+
+
+def general_product(c: Coupling, node: Node, a: Value, b: Value, bias: Value | None) -> Points | None:
+    """The couplings of a matrix product whose operands may be transposed; returns the labels of its columns."""
+    y = node.outputs[0]
     rows, inner_a = (1, 0) if node.attribute("transA", 0) else (0, 1)
     inner_b, columns = (1, 0) if node.attribute("transB", 0) else (0, 1)
     c.plain(a, inner_a)
@@ -21,6 +57,7 @@ def gemm(c: Coupling, node: Node) -> None:
     c.set(y, [None if m is None else m.reshape(-1, 1), None if n is None else n.reshape(1, -1)])
     if bias is not None and bias.rank:
         c.set(y, broadcast(c, node, [y, bias], 2))
+    return n
 
 
 @coupling_rule("MatMul", "MatMulInteger")
@@ -51,19 +88,20 @@ def per_line(c: Coupling, node: Node, side: Value, value: Value, axis: int) -> N
         c.define(value, own, c.axis(side, own) if passes else None, node)
 
 
-def product(c: Coupling, node: Node, a: Value, b: Value) -> None:
+def product(c: Coupling, node: Node, left: Value | Operand, right: Value | Operand) -> None:
     """The couplings of a matrix product of two operands, which the node's first result holds."""
+    a, b = (side if isinstance(side, Operand) else Operand.of(side) for side in (left, right))
     y = node.outputs[0]
-    rank = max(a.rank or 0, b.rank or 0, 2)
+    rank = max(a.rank, b.rank, 2)
     if a.rank == 0 or b.rank == 0:
         c.refuse(node, "MatMul of a scalar")
         return
     for stack in (a, b):  # a stack of matrices (experts, heads) need not move alike in all of them
-        for axis in ((stack.rank or 0) - 2, (stack.rank or 0) - 1):
-            if (stack.rank or 0) > 2:
-                c.loosen(stack, axis, range((stack.rank or 0) - 2))
-    layout_a = _as_matrix(c, a, rank, vector_axis=rank - 1, contracted=(a.rank or 0) - 1)
-    layout_b = _as_matrix(c, b, rank, vector_axis=rank - 2, contracted=max(0, (b.rank or 0) - 2))
+        *batch, rows, columns = stack.order if stack.rank > 2 else (0, 0)
+        for axis in (rows, columns) if batch else ():
+            c.loosen(stack.value, axis, batch)
+    layout_a = _as_matrix(c, a, rank, vector_axis=rank - 1, contracted=a.rank - 1)
+    layout_b = _as_matrix(c, b, rank, vector_axis=rank - 2, contracted=max(0, b.rank - 2))
     # The contracted labels may depend on neither free axis.
     inner_a = _independent(c, layout_a[rank - 1], rank - 2)
     inner_b = _independent(c, layout_b[rank - 2], rank - 1)
@@ -71,22 +109,23 @@ def product(c: Coupling, node: Node, a: Value, b: Value) -> None:
         inner_b = inner_b.swapaxes(rank - 1, rank - 2)
     if inner_a is not None or inner_b is not None:
         c.tie(inner_a, inner_b, node)
-    if not a.is_constant and not b.is_constant:  # attention: what is contracted or batched belongs to heads
+    constants = a.value.is_constant, b.value.is_constant
+    if not any(constants):  # attention: what is contracted or batched belongs to heads
         for labels, axis in ((inner_a, rank - 1), (layout_b[rank - 1], rank - 1)):
             c.mark(labels, axis, HEAD_DIM if rank > 3 or _conditional(labels, axis) else PRODUCT)
         for axis in range(rank - 2):
             c.mark(layout_a[axis], axis, HEAD)
     else:
         for axis in range(rank - 2):
-            c.mark((layout_a if a.is_constant else layout_b)[axis], axis, EXPERT)
+            c.mark((layout_a if constants[0] else layout_b)[axis], axis, EXPERT)
     out: Layout = []
     for axis in range(rank - 2):
         out.append(_batch(c, node, a, b, layout_a, layout_b, axis, rank))
-    if (a.rank or 0) > 1:
+    if a.rank > 1:
         out.append(layout_a[rank - 2])
-    if (b.rank or 0) > 1:
+    if b.rank > 1:
         out.append(layout_b[rank - 1])
-    out = [None if t is None else _squeeze(t, a.rank or 0, b.rank or 0, rank) for t in out]
+    out = [None if t is None else _squeeze(t, a.rank, b.rank, rank) for t in out]
     c.set(y, out)
 
 
@@ -172,10 +211,10 @@ def _letters(term: str, extra: int) -> list[str]:
     return [*head, *([str(-k) for k in range(extra, 0, -1)] if dots else []), *tail]
 
 
-def _as_matrix(c: Coupling, value: Value, rank: int, vector_axis: int, contracted: int) -> Layout:
+def _as_matrix(c: Coupling, operand: Operand, rank: int, vector_axis: int, contracted: int) -> Layout:
     """The operand's layout at `rank` axes, with every axis independent of the contracted one."""
-    layout = c.decondition(value, contracted)
-    if value.rank == 1:
+    layout = operand.read(c.decondition(operand.value, operand.order[contracted]))
+    if operand.rank == 1:
         only = layout[0]
         full: Layout = [None] * rank
         if only is not None:
@@ -194,13 +233,13 @@ def _independent(c: Coupling, labels: Labels | None, axis: int) -> Labels | None
 
 
 def _batch(
-    c: Coupling, node: Node, a: Value, b: Value, layout_a: Layout, layout_b: Layout, axis: int, rank: int
+    c: Coupling, node: Node, a: Operand, b: Operand, layout_a: Layout, layout_b: Layout, axis: int, rank: int
 ) -> Labels | None:
     """Labels of one batch axis of the result: those of the operands that have it."""
     present = []
-    for value, layout in ((a, layout_a), (b, layout_b)):
-        own = axis - rank + (value.rank or 0)
-        if own >= 0 and value.shape is not None and value.shape[own] != 1 and (value.rank or 0) > 1:
+    for operand, layout in ((a, layout_a), (b, layout_b)):
+        own = axis - rank + operand.rank
+        if own >= 0 and operand.extent(own) != 1 and operand.rank > 1:
             present.append(layout[axis])
     if len(present) == 2:
         return c.tie(present[0], present[1], node)

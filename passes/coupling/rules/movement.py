@@ -233,7 +233,11 @@ def take(layout: Layout, axis: int, index: np.ndarray) -> Layout:
 @coupling_rule("Concat")
 def concat(c: Coupling, node: Node) -> None:
     """Along its axis, operands follow one another; along the others they meet."""
-    operands = [v for v in node.inputs if v is not None]
+    concatenate(c, node, [v for v in node.inputs if v is not None])
+
+
+def concatenate(c: Coupling, node: Node, operands: list[Value]) -> None:
+    """The couplings of a concatenation along `axis`, which the node's result holds."""
     y = node.outputs[0]
     rank = y.rank or 0
     axis = int(node.attribute("axis")) % rank
