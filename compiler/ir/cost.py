@@ -29,7 +29,7 @@ class Cost:
 
 
 CostRule = Callable[[Node, list[Shape | None], list[Shape]], int]
-"""(node, input shapes, output shapes) -> MACs."""
+"""(node, input shapes, output shapes) -> MACs. The shape of a result after the first that is not known is ()."""
 
 COST_RULES: dict[tuple[str, str], CostRule] = {}
 
@@ -68,7 +68,9 @@ def node_macs(node: Node, shapes: Mapping[Value, Shape] | None = None, symbol: i
             return shapes[value]
         return numeric_shape(value, symbol)
 
-    return rule(node, [None if v is None else shape(v) for v in node.inputs], [shape(v) for v in node.outputs])
+    first, *others = node.outputs
+    outputs = [shape(first), *(() if v.shape is None else shape(v) for v in others)]
+    return rule(node, [None if v is None else shape(v) for v in node.inputs], outputs)
 
 
 def is_parameter(value: Value) -> bool:

@@ -47,8 +47,8 @@ def _drop_results(node: Node, live: set[Value], opset: int) -> int:
 
 def _is_optional(node: Node, opset: int) -> bool:
     """True when the last result may be left out without changing the others."""
-    if node.domain:
-        return False
+    if node.domain or (node.op == "Attention" and node.input(4) is not None):
+        return False  # ONNX Runtime wants the cache back that attention was given
     results = onnx.defs.get_schema(node.op, opset).outputs
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
     return len(node.outputs) <= len(results) and results[len(node.outputs) - 1].option == optional

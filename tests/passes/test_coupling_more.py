@@ -140,6 +140,24 @@ ATTENTION: dict[str, tuple[str, list[str]]] = {
         o = Reshape(o1, n2) {_ATTENTION_END}""",
         ["w0[1]: 24", "wq[1]: 4", "wv[1]: 32 in 4 blocks"],
     ),
+    "scores without caches": (
+        f"""(float[2,6,16] x, float[16,24] w0, float[24,32] wq, float[24,32] wk, float[24,32] wv, float[32,24] wo,
+        float[24,5] h) => (float[2,6,5] y, float[2,4,6,6] t) {{ e = MatMul(x, w0) {_QKV}
+        o, , , t = Attention<q_num_heads=4, kv_num_heads=4>(q, k, v) {_ATTENTION_END}""",
+        ["w0[1]: 24", "wq[1]: 32 in 4 blocks", "wv[1]: 32 in 4 blocks"],
+    ),
+    "cache of values without that of keys": (
+        f"""(float[2,6,16] x, float[16,24] w0, float[24,32] wq, float[24,32] wk, float[24,32] wv, float[32,24] wo,
+        float[24,5] h) => (float[2,6,5] y, float[2,4,6,8] t) {{ e = MatMul(x, w0) {_QKV}
+        o, , t = Attention<q_num_heads=4, kv_num_heads=4>(q, k, v) {_ATTENTION_END}""",
+        ["w0[1]: 24", "wq[1]: 32 in 4 blocks"],
+    ),
+    "cache of constants that nobody reads again": (
+        f"""(float[2,6,16] x, float[16,24] w0, float[24,32] wq, float[24,32] wk, float[24,32] wv, float[32,24] wo,
+        float[24,5] h, float[2,4,3,8] ck, float[2,4,3,8] cv) => (float[2,6,5] y) {{ e = MatMul(x, w0) {_QKV}
+        o, tk, tv = Attention<q_num_heads=4, kv_num_heads=4>(q, k, v, , ck, cv) {_ATTENTION_END}""",
+        ["w0[1]: 24", "wq[1]: 32 in 4 blocks", "wv[1]: 32 in 4 blocks"],
+    ),
 }
 
 SPATIAL: dict[str, tuple[str, list[str]]] = {
@@ -420,6 +438,8 @@ MIXING = {
     *("attention: packed", "attention: grouped queries", "attention: one key and value head"),
     *("attention: separate heads with a bias table", "attention: rotary, halves"),
     *("attention: rotary, interleaved and partial", "attention: rotary on separate heads"),
+    *("attention: scores without caches", "attention: cache of values without that of keys"),
+    "attention: cache of constants that nobody reads again",
     *("linear: einsum with heads", "spatial: group normalisation"),
     *("quantised: quantise and dequantise", "quantised: convolution of integers", "quantised: product of integers"),
     *("quantised: product of integers that scales", "selection: router"),
