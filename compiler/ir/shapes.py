@@ -85,20 +85,39 @@ def infer_shapes(graph: Graph) -> None:
 def _infer(graph: Graph, nodes: Sequence[Node]) -> None:
     """One round: the standard operators, then the others, which may let the standard ones know more."""
     _infer_standard(graph)
-    for node in nodes:
-        rule = SHAPE_RULES.get((node.domain, node.op))
-        if rule is None:
-            continue
-        before = [v.shape for v in node.outputs]
-        for value, (dtype, shape) in zip(node.outputs, rule(node), strict=False):
-            value.dtype, value.shape = dtype, shape
-        if before != [v.shape for v in node.outputs]:
-            _infer_standard(graph)
+    for _ in nodes:
+        if not _apply_rules(graph, nodes):
+            break
+        _infer_standard(graph)
     if any(v.static_shape is None for node in nodes for v in node.outputs if v.name):
         ranked = _Naming(graph).run()
         if ranked and any(True for _ in graph.all_bodies()):
             _infer_standard(graph)
             _Naming(graph).run()
+
+
+def _apply_rules(graph: Graph, nodes: Sequence[Node]) -> bool:
+    """Type the results of operators that onnx does not know; True when that is news.
+
+    On the way, standard operators are inferred one by one as far as the next of the others needs it, so that a deep
+    network takes one walk. What is found of them is forgotten again: onnx sees more in the whole graph.
+    """
+    news, guessed = False, []
+    for node in nodes:
+        rule = SHAPE_RULES.get((node.domain, node.op))
+        if rule is not None:
+            before = [v.shape for v in node.outputs]
+            for value, (dtype, shape) in zip(node.outputs, rule(node), strict=False):
+                value.dtype, value.shape = dtype, shape
+            news |= before != [v.shape for v in node.outputs]
+        elif news and any(v.shape is None for v in node.outputs):
+            for value, (dtype, shape) in zip(node.outputs, _infer_node(node, graph), strict=False):
+                if value.shape is None and shape is not None:
+                    guessed.append(value)
+                    value.dtype, value.shape = dtype, shape
+    for value in guessed:
+        value.shape = None
+    return news
 
 
 class _Naming:
@@ -156,7 +175,7 @@ class _Naming:
             return rule(node, self._values)
         if (node.domain, node.op) in SHAPE_RULES:
             return [shape for _, shape in SHAPE_RULES[node.domain, node.op](node)]
-        return _infer_node(node, self._graph)
+        return [shape for _, shape in _infer_node(node, self._graph)]
 
     def _adopt(self, value: Value, shape: tuple[Dim, ...] | None) -> None:
         """Take over what is new; what onnx knows, and is not made up, stays."""
@@ -180,14 +199,14 @@ class _Naming:
         return f"{_INVENTED}s{self._made_up}"
 
 
-def _infer_node(node: Node, graph: Graph) -> list[tuple[Dim, ...] | None]:
-    """What onnx infers of one node from the shapes of its operands."""
+def _infer_node(node: Node, graph: Graph) -> list[tuple[np.dtype | None, tuple[Dim, ...] | None]]:
+    """What onnx infers of one node from the types of its operands."""
     if any(True for _ in subgraphs(node)) or any(v is not None and v.dtype is None for v in node.inputs):
         return []
     operands = [v for v in node.inputs if v is not None]
     small = [v for v in operands if v.data is not None and v.data.size <= _SHAPE_DATA_LIMIT]
     try:
-        version = graph.domains.get(node.domain, 1) if node.domain else graph.opset
+        version = graph.domains.get(node.domain, 1) if node.domain else max(graph.opset, _INFERENCE_OPSET)
         types = onnx.shape_inference.infer_node_outputs(
             onnx.defs.get_schema(node.op, version, node.domain),
             node_proto(node),
@@ -197,7 +216,7 @@ def _infer_node(node: Node, graph: Graph) -> list[tuple[Dim, ...] | None]:
         )
     except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError):
         return []
-    return [_read_type(types[v.name])[1] if v.name in types else None for v in node.outputs]
+    return [_read_type(types[v.name]) if v.name in types else (None, None) for v in node.outputs]
 
 
 def _refine(

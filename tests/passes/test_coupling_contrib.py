@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
+from compiler.frontends import load
 from compiler.ir import Graph, node_macs, verify
 from compiler.ir.contrib import CONTRIB_DOMAIN
 from compiler.ir.execute import execute, random_inputs
@@ -15,7 +17,7 @@ from passes.coupling.solver import COUPLING_RULES
 from passes.coupling.transform import restrict
 from passes.importance.stored import row_values
 from passes.structured.check import pruning_error
-from tests.networks import network
+from tests.networks import network, network_proto
 from tests.passes.test_coupling import described
 
 _SPLIT = "s = Constant<value_ints=[0,0,4,-1]>() j = Constant<value_ints=[0,0,-1]>()"
@@ -384,6 +386,30 @@ def test_depth_of_heads_leaves_the_scale_alone() -> None:
         node = next(n for n in pruned.nodes if "Attention" in n.op)
         assert node.attribute("scale") == pytest.approx(scale)
         assert node.attribute("num_heads") == 4
+
+
+def test_deep_networks_are_inferred_in_few_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = " ".join(f"m{i} = MatMul(g{i}, w) g{i + 1} = com.microsoft.Gelu(m{i})" for i in range(60))
+    proto = network_proto(f"(float[N,6] x, float[6,6] w) => (float[N,6] g60) {{ g0 = Relu(x) {layers} }}")
+    calls = []
+    infer = onnx.shape_inference.infer_shapes
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", lambda *a, **k: calls.append(1) or infer(*a, **k))
+    graph = load(proto)
+    assert all(v.shape == ("N", 6) for n in graph.nodes for v in n.outputs)
+    assert len(calls) <= 4
+
+
+def test_shapes_that_are_data_pass_the_runtime_s_operators() -> None:
+    graph = network(
+        """(float[N,6,4] x, float[4,16] w0, float[16] s, float[8,5] h) => (float[N,6,2,5] y) { e = MatMul(x, w0)
+        n = SimplifiedLayerNormalization(e, s) t = Shape(n) i = Constant<value_ints=[0,1]>() g = Gather(t, i)
+        r = Constant<value_ints=[2,8]>() c = Concat<axis=0>(g, r) q = com.microsoft.QuickGelu(n) z = Reshape(q, c)
+        y = MatMul(z, h) }"""
+    )
+    assert graph.value("y").shape == ("N", 6, 2, 5)
+    groups = dependency_groups(graph)
+    assert described(groups) == ["w0[1]: 8"]
+    assert certify(graph, groups) <= 1e-5
 
 
 def test_every_operator_that_the_runtime_runs_has_a_rule_or_a_reason() -> None:
