@@ -120,7 +120,7 @@ def _export(net: nn.Module, arguments: tuple[torch.Tensor, ...], options: dict[s
 def zoo() -> dict[str, Entry]:
     """Every network, as "family.name"."""
     found = {}
-    for info in pkgutil.iter_modules(tests.zoo.__path__):
+    for info in (i for i in pkgutil.iter_modules(tests.zoo.__path__) if not i.name.startswith("test_")):
         networks = getattr(importlib.import_module(f"tests.zoo.{info.name}"), "NETWORKS", {})
         found.update({f"{info.name}.{name}": entry for name, entry in networks.items()})
     return found
