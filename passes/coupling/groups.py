@@ -165,21 +165,32 @@ def dependency_groups(graph: Graph, *, heads: bool = False) -> Groups:
 
 
 def _search(graph: Graph, coarse: Collection[Place], heads: bool) -> tuple[Coupling, _Classes]:
-    """Solve, and again with other choices where a Reshape chose labels that turned out to be pinned."""
+    """Solve, and again with other choices where a Reshape chose labels that turned out to be pinned.
+
+    A choice may be dead for its own sake (an operator pins it) or for another's (it meets what another choice fixed).
+    Each round advances the first kind in all of the graph, and the second only where there is none of the first, so
+    that two Reshapes which must agree do not miss each other; one that has no option left goes back to its first.
+    """
     choices: dict[Place, int] = {}
-    best: tuple[int, Coupling, _Classes] | None = None
+    best: tuple[tuple[int, int], Coupling, _Classes] | None = None
+    exhausted: set[Place] = set()
     for _ in range(_MAX_SEARCH):
         coupling = Coupling(graph, choices, coarse, heads)
         coupling.solve()
         classes = _Classes(coupling)
         dead = [place for place, (labels, _) in coupling.decisions.items() if not classes.alive(labels)]
-        if best is None or len(dead) < best[0]:
-            best = (len(dead), coupling, classes)
-        advancing = [place for place in dead if choices.get(place, 0) + 1 < coupling.decisions[place][1]]
-        if not advancing:
+        score = len(dead), -classes.alive_units
+        if best is None or score < best[0]:
+            best = (score, coupling, classes)
+        waiting = [place for place in dead if place not in exhausted]
+        own = [place for place in waiting if classes.pinned_by_operator(coupling.decisions[place][0])]
+        if not waiting:
             break
-        for place in advancing:
+        for place in own or waiting:
             choices[place] = choices.get(place, 0) + 1
+            if choices[place] == coupling.decisions[place][1]:
+                choices[place] = 0
+                exhausted.add(place)
     assert best is not None
     return best[1], best[2]
 
@@ -213,11 +224,19 @@ class _Classes:
         self.sizes = counts
         self.units = np.split(free[np.argsort(inverse, kind="stable")], np.cumsum(counts)[:-1]) if len(free) else []
         self.bundles = self._bundle()
+        usable = [k for members, steps in self.bundles if _steps(counts, members, steps) > 1 for k in members]
+        self._is_usable = np.zeros(len(counts) + 1, bool)  # the last is for what belongs to no class
+        self._is_usable[usable] = True
+        self.alive_units = int(counts[usable].sum())
 
     def alive(self, labels: np.ndarray) -> bool:
         """True when some unit of `labels` can be pruned."""
-        usable = {k for classes, steps in self.bundles if _steps(self.sizes, classes, steps) > 1 for k in classes}
-        return bool(np.isin(self.class_of[self.coupling.partition.find(labels)], list(usable)).any())
+        return bool(self._is_usable[self.class_of[self.coupling.partition.find(labels)]].any())
+
+    def pinned_by_operator(self, labels: np.ndarray) -> bool:
+        """True when units of `labels` are pinned by what an operator does, not by what they meet."""
+        pins = np.unique(self.pin[self.coupling.partition.find(labels)])
+        return any(not self.coupling.pins[p - 1].by_meeting for p in pins.tolist() if p)
 
     def _used_roots(self) -> Iterator[np.ndarray]:
         for _, _, labels in _distinct_labels(self.coupling):
@@ -225,42 +244,55 @@ class _Classes:
 
     def _bundle(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Groups as (classes, units of each class that one step takes); unbalanceable ones are left out."""
-        constraints = [m for m in self._constraints() if len(m) > 1]
+        constraints = [(involved, matrix) for involved, matrix in self._constraints() if len(matrix) > 1]
         ties = Partition()
         classes = ties.fresh(len(self.sizes))
-        for matrix in constraints:
-            involved = np.flatnonzero((matrix != matrix[0]).any(axis=0))
-            ties.union(classes[involved[:1]], classes[involved])
+        of_class: dict[int, list[int]] = {}
+        for number, (involved, matrix) in enumerate(constraints):
+            uneven = involved[(matrix != matrix[0]).any(axis=0)]
+            ties.union(classes[uneven[:1]], classes[uneven])
+            for k in involved.tolist():
+                of_class.setdefault(k, []).append(number)
         members: dict[int, list[int]] = {}
-        for k, root in enumerate(ties.find(classes)):
-            members.setdefault(int(root), []).append(k)
+        for k, root in enumerate(ties.find(classes).tolist()):
+            members.setdefault(root, []).append(k)
         found = []
         for group in members.values():
-            own = [m[:, group] for m in constraints if m[:, group].any()]
             sizes = self.sizes[group]
+            own = [constraints[n] for n in sorted({n for k in group for n in of_class.get(k, ())})]
             for steps in (np.ones(len(group), np.int64), sizes // math.gcd(*sizes.tolist())):
-                if all(len(set((m @ steps).tolist())) == 1 for m in own):
+                if all(_is_even(involved, matrix, np.array(group), steps) for involved, matrix in own):
                     found.append((tuple(group), tuple(int(s) for s in steps)))
                     break
         return found
 
-    def _constraints(self) -> Iterator[np.ndarray]:
+    def _constraints(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each constraint, the contents of its cells (see `_contents`), which must shrink alike."""
         find = self.coupling.partition.find
-        for layout in self.coupling.layouts().values():
-            for axis, labels in enumerate(layout):
-                if labels is not None and labels.size != labels.shape[axis]:
-                    rows = np.moveaxis(find(labels), axis, -1).reshape(-1, labels.shape[axis])
-                    yield self._contents(np.unique(rows, axis=0))
+        for _, axis, labels in _distinct_labels(self.coupling):
+            if labels.size != labels.shape[axis]:
+                rows = np.moveaxis(find(labels), axis, -1).reshape(-1, labels.shape[axis])
+                yield self._contents(rows)
         for balance in self.coupling.balances:
             order = np.argsort(balance.cells, kind="stable")
             yield self._contents(find(balance.labels)[order].reshape(int(balance.cells.max()) + 1, -1))
 
-    def _contents(self, rows: np.ndarray) -> np.ndarray:
-        """How many positions of each cell one unit of each class occupies, [distinct cells, classes]."""
-        counts = np.zeros((len(rows), len(self.sizes) + 1), np.int64)
-        np.add.at(counts, (np.arange(len(rows))[:, None], self.class_of[rows]), 1)
-        return np.unique(counts[:, :-1] // np.maximum(self.sizes, 1), axis=0)
+    def _contents(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(classes that occur, how many positions of each cell one unit of each occupies [distinct cells, classes])."""
+        involved, columns = np.unique(self.class_of[rows], return_inverse=True)
+        counts = np.zeros((len(rows), len(involved)), np.int64)
+        np.add.at(counts, (np.arange(len(rows))[:, None], columns.reshape(rows.shape)), 1)
+        free = involved >= 0
+        involved, counts = involved[free], counts[:, free]
+        return involved, np.unique(counts // np.maximum(self.sizes[involved], 1), axis=0)
+
+
+def _is_even(involved: np.ndarray, matrix: np.ndarray, group: np.ndarray, steps: np.ndarray) -> bool:
+    """True when one step of a group takes equally much from every cell of a constraint."""
+    order = np.argsort(group)
+    place = np.searchsorted(group, involved, sorter=order).clip(max=len(group) - 1)
+    taken = np.where(group[order[place]] == involved, steps[order[place]], 0)
+    return len(np.unique(matrix @ taken)) == 1
 
 
 def _steps(sizes: np.ndarray, classes: tuple[int, ...], steps: tuple[int, ...]) -> int:

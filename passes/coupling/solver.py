@@ -38,10 +38,14 @@ Layout = list["Labels | None"]
 
 @dataclass(frozen=True)
 class Pin:
-    """Why units may not move: the node (None for the model's boundary) and the reason."""
+    """Why units may not move: the node (None for the model's boundary) and the reason.
+
+    by_meeting: no operator tells them apart; they meet something that is fixed.
+    """
 
     node: Node | None
     reason: str
+    by_meeting: bool = False
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.node.describe()})" if self.node is not None else self.reason
@@ -253,7 +257,7 @@ class Coupling:
         if a is None or b is None:
             for side in (a, b):
                 if side is not None:
-                    self.pin(side, node, why)
+                    self.pin(side, node, why, by_meeting=True)
             return None
         self.partition.union(a, b)
         return a if a.size <= b.size else b
@@ -262,10 +266,10 @@ class Coupling:
         """New labels for an axis of `extent` positions."""
         return along(self.partition.fresh(extent), axis, rank)
 
-    def pin(self, labels: Points | None, node: Node | None, reason: str) -> None:
+    def pin(self, labels: Points | None, node: Node | None, reason: str, by_meeting: bool = False) -> None:
         """Forbid the units of `labels` to move or go."""
         if labels is not None:
-            self.pins.append(Pin(node, reason))
+            self.pins.append(Pin(node, reason, by_meeting))
             self._pinned.append((labels.ravel(), len(self.pins)))
 
     def pin_axis(self, value: Value, axis: int, node: Node | None, reason: str) -> None:

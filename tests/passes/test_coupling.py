@@ -246,6 +246,17 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         z = MatMul(o2, wo) r = Add(z, e) y = MatMul(r, h) }""",
         ["w0[1]: 24", "wq[1]: 4", "wv[1]: 32 in 4 blocks"],  # pairs, alike in all heads, since the table is shared
     ),
+    "deformable attention": (  # two heads lie on the batch axis of GridSample; each has three points, of two offsets
+        """(float[1,16,8] x, float[8,12] wv, float[8,12] wo, float[8,6] ww, float[12,5] h) => (float[1,16,5] y) {
+        v = MatMul(x, wv) v1 = Transpose<perm=[0,2,1]>(v) s = Constant<value_ints=[2,6,4,4]>() i = Reshape(v1, s)
+        f = MatMul(x, wo) s1 = Constant<value_ints=[16,2,3,2]>() f1 = Reshape(f, s1) g = Transpose<perm=[1,0,2,3]>(f1)
+        o = GridSample(i, g) w = MatMul(x, ww) s2 = Constant<value_ints=[16,2,3]>() w1 = Reshape(w, s2)
+        w2 = Softmax(w1) w3 = Transpose<perm=[1,0,2]>(w2) one = Constant<value_ints=[1]>() w4 = Unsqueeze(w3, one)
+        m = Mul(o, w4) last = Constant<value_ints=[3]>() z = ReduceSum<keepdims=0>(m, last)
+        s3 = Constant<value_ints=[1,12,16]>() z1 = Reshape(z, s3) z2 = Transpose<perm=[0,2,1]>(z1)
+        y = MatMul(z2, h) }""",
+        ["wv[1]: 12 in 2 blocks", "wo[1]: 6 in 2 blocks"],
+    ),
     "constant queries": (
         """(float[1,6,16] x, float[16,24] wk, float[16,24] wv, float[1,2,5,12] q, float[24,5] h) => (float[1,5,5] y) {
         k = MatMul(x, wk) v = MatMul(x, wv) s = Constant<value_ints=[1,6,2,12]>() k1 = Reshape(k, s) v1 = Reshape(v, s)
@@ -371,6 +382,7 @@ MIXING = (
     "a state of zeros",
     "expanded to the shape of another",
     "attention",
+    "deformable attention",
     "constant queries",
     "rotary positions",
     "attention, fused",
@@ -431,6 +443,42 @@ def test_whole_heads(name: str, kind: str, heads: int, ratio: float, width: int)
     pruned = Prune(ratio=ratio, heads=True, ignore=("w0",), metric="params")(graph)
     assert pruned.value("wo").shape == (width, 24)
     assert execute(pruned, random_inputs(pruned))["y"].shape == (1, 6, 5)
+
+
+QUERY_OF_ONE_TOKEN = """(float[1,6,8] x, float[8,16] wq, float[8,16] wk, float[8,16] wv, float[16,5] h) => (float[1,5] y) {
+    a = Constant<value_ints=[5]>() b = Constant<value_ints=[6]>() ax = Constant<value_ints=[1]>()
+    t = Slice(x, a, b, ax) q = MatMul(t, wq) k = MatMul(x, wk) v = MatMul(x, wv) s = Constant<value_ints=[1,2,8]>() q1 = Reshape(q, s)
+    q2 = Transpose<perm=[1,0,2]>(q1) s1 = Constant<value_ints=[6,2,8]>() k1 = Reshape(k, s1) v1 = Reshape(v, s1)
+    k2 = Transpose<perm=[1,2,0]>(k1) v2 = Transpose<perm=[1,0,2]>(v1) c = MatMul(q2, k2) p = Softmax(c)
+    o = MatMul(p, v2) o1 = Transpose<perm=[1,0,2]>(o) s2 = Constant<value_ints=[1,16]>() o2 = Reshape(o1, s2)
+    y = MatMul(o2, h) }"""
+
+EINSUM = """(float[1,6,8] x, float[8,16] wq, float[8,16] wk, float[8,16] wv, float[16,5] h) => (float[1,6,5] y) {
+    q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) s = Constant<value_ints=[1,6,2,8]>() q1 = Reshape(q, s)
+    k1 = Reshape(k, s) v1 = Reshape(v, s) q2 = Transpose<perm=[0,2,1,3]>(q1) k2 = Transpose<perm=[0,2,1,3]>(k1)
+    v2 = Transpose<perm=[0,2,1,3]>(v1) c = Einsum<equation="bhqd,bhkd->bhqk">(q2, k2) p = Softmax(c)
+    o = Einsum<equation="bhqk,bhkd->bhqd">(p, v2) o1 = Transpose<perm=[0,2,1,3]>(o)
+    s2 = Constant<value_ints=[1,6,16]>() o2 = Reshape(o1, s2) y = MatMul(o2, h) }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        pytest.param(PATTERNS["constant queries"][0], "wk[1]", id="constant queries"),
+        pytest.param(PATTERNS["deformable attention"][0], "wv[1]", id="the batch axis of GridSample"),
+        pytest.param(QUERY_OF_ONE_TOKEN, "wq[1]", id="a query of one token"),
+        pytest.param(EINSUM, "wq[1]", id="einsum"),
+    ],
+)
+def test_whole_heads_wherever_they_are(text: str, name: str) -> None:
+    graph = network(text)
+    groups = dependency_groups(graph, heads=True)
+    assert [(g.name, g.kind, g.units, g.balanced) for g in groups] == [(name, "head", 2, 1)]
+    assert certify(graph, groups) <= 1e-5
+    pruned = Prune(ratio=0.5, heads=True, metric="params")(graph)
+    assert pruned.value("h").shape == (graph.value("h").shape[0] // 2, 5)
+    data = random_inputs(graph)
+    assert execute(pruned, data)["y"].shape == execute(graph, data)["y"].shape
 
 
 def test_heads_leave_other_groups_alone() -> None:

@@ -110,7 +110,8 @@ def product(c: Coupling, node: Node, left: Value | Operand, right: Value | Opera
     if inner_a is not None or inner_b is not None:
         c.tie(inner_a, inner_b, node)
     constants = a.value.is_constant, b.value.is_constant
-    if not any(constants):  # attention: what is contracted or batched belongs to heads
+    constant_queries = constants == (True, False) and inner_b is not None and _conditional(inner_b, rank - 1)
+    if constant_queries or not any(constants):  # attention: what is contracted or batched belongs to heads
         for labels, axis in ((inner_a, rank - 1), (layout_b[rank - 1], rank - 1)):
             c.mark(labels, axis, HEAD_DIM if rank > 3 or _conditional(labels, axis) else PRODUCT)
         for axis in range(rank - 2):

@@ -6,6 +6,7 @@ import numpy as np
 
 from compiler.ir import Node
 from passes.coupling.extents import Kept, constant_operand, extent_rule
+from passes.coupling.kinds import HEAD, HEAD_DIM, PRODUCT
 from passes.coupling.partition import Points
 from passes.coupling.rules.convolution import convolve, fix_space
 from passes.coupling.solver import Coupling, Labels, Layout, coupling_rule
@@ -70,10 +71,19 @@ def grid_sample(c: Coupling, node: Node) -> None:
     fix_space(c, x, node)
     last = (grid.rank or 1) - 1
     c.pin_axis(grid, last, node, "GridSample reads coordinates along this axis")
+    for axis in range(1, last):  # each image is sampled at points of its own
+        c.loosen(grid, axis, [0])
     samples = c.plain(x, 0)
     c.set_plain(grid, 0, samples, node)
     points = [None if t is None else np.moveaxis(t, last, 1) for t in c.decondition(grid, last)[1:last]]
-    c.set(y, [_map(samples, 0, y.rank or 0), c.axis(x, 1), *points])
+    channels = c.axis(x, 1)
+    if channels is not None and channels.shape[0] > 1:  # deformable attention: each image is a head
+        c.mark(channels, 1, HEAD_DIM)
+    for axis, labels in enumerate(points, 2):
+        if labels is not None and labels.shape[0] > 1:
+            c.mark(labels, axis, PRODUCT)
+    c.mark(_map(samples, 0, y.rank or 0), 0, HEAD)
+    c.set(y, [_map(samples, 0, y.rank or 0), channels, *points])
 
 
 @coupling_rule("RoiAlign", "MaxRoiPool")
