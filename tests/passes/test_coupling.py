@@ -445,10 +445,11 @@ def test_whole_heads(name: str, kind: str, heads: int, ratio: float, width: int)
     assert execute(pruned, random_inputs(pruned))["y"].shape == (1, 6, 5)
 
 
-QUERY_OF_ONE_TOKEN = """(float[1,6,8] x, float[8,16] wq, float[8,16] wk, float[8,16] wv, float[16,5] h) => (float[1,5] y) {
-    a = Constant<value_ints=[5]>() b = Constant<value_ints=[6]>() ax = Constant<value_ints=[1]>()
-    t = Slice(x, a, b, ax) q = MatMul(t, wq) k = MatMul(x, wk) v = MatMul(x, wv) s = Constant<value_ints=[1,2,8]>() q1 = Reshape(q, s)
-    q2 = Transpose<perm=[1,0,2]>(q1) s1 = Constant<value_ints=[6,2,8]>() k1 = Reshape(k, s1) v1 = Reshape(v, s1)
+QUERY_OF_ONE_TOKEN = """(float[1,6,8] x, float[8,16] wq, float[8,16] wk, float[8,16] wv, float[16,5] h)
+    => (float[1,5] y) { a = Constant<value_ints=[5]>() b = Constant<value_ints=[6]>() ax = Constant<value_ints=[1]>()
+    t = Slice(x, a, b, ax) q = MatMul(t, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+    s = Constant<value_ints=[1,2,8]>() q1 = Reshape(q, s) q2 = Transpose<perm=[1,0,2]>(q1)
+    s1 = Constant<value_ints=[6,2,8]>() k1 = Reshape(k, s1) v1 = Reshape(v, s1)
     k2 = Transpose<perm=[1,2,0]>(k1) v2 = Transpose<perm=[1,0,2]>(v1) c = MatMul(q2, k2) p = Softmax(c)
     o = MatMul(p, v2) o1 = Transpose<perm=[1,0,2]>(o) s2 = Constant<value_ints=[1,16]>() o2 = Reshape(o1, s2)
     y = MatMul(o2, h) }"""
