@@ -43,11 +43,16 @@ def eliminate_identities(graph: Graph) -> int:
     def rule(node: Node) -> dict[Value, Value] | None:
         if node.domain or not node.outputs or any(v in used for v in node.outputs[1:]):
             return None
-        if node.op in RULES and (same := RULES[node.op](node)) is not None:
+        if (same := unchanged(node)) is not None:
             return {node.outputs[0]: same}
         return {} if _merge(node) else None
 
     return sweep(graph, rule)
+
+
+def unchanged(node: Node) -> Value | None:
+    """The value that the node's first result certainly equals, if there is one."""
+    return RULES[node.op](node) if node.op in RULES and not node.domain else None
 
 
 def identity_rule(*ops: str) -> Callable[[IdentityRule], IdentityRule]:

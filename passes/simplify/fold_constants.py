@@ -14,9 +14,11 @@ import numpy as np
 from onnx.reference import ReferenceEvaluator
 
 from compiler.ir import Graph, Node, Value, subgraphs
+from compiler.ir.cost import is_parameter
 from compiler.ir.proto import node_proto
 from compiler.ir.shape_values import ShapeValues
 from passes.pipeline import register_pass
+from passes.simplify.eliminate_identities import unchanged
 from passes.simplify.rewrite import Names, RewritePass, sweep
 from passes.simplify.ties import Ties
 
@@ -27,6 +29,14 @@ _RANDOM = frozenset(
 _KEPT = frozenset(("DequantizeLinear",))
 """Folding these would undo what the model's author chose: weights stored as integers."""
 
+_MOVING = frozenset(
+    (
+        *("Cast", "CastLike", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
+        *("Transpose", "Unsqueeze"),
+    )
+)
+"""Operators that only move elements, so that operands can be told from the result."""
+
 
 @register_pass("fold_constants")
 @dataclass(frozen=True)
@@ -34,25 +44,29 @@ class FoldConstants(RewritePass):
     """Replace nodes by the constants that they compute.
 
     max_bytes: results larger than this are left to the runtime, and constants larger than this are not read.
+    weights: fold what is computed from weights too. Without it weights are only laid out anew, so that each of them
+    can be told in the result, as the write-back into a module must.
     """
 
     max_bytes: int = 2**30
+    weights: bool = True
 
     def rewrite(self, graph: Graph) -> int:
-        return fold_constants(graph, self.max_bytes)
+        return fold_constants(graph, self.max_bytes, self.weights)
 
 
-def fold_constants(graph: Graph, max_bytes: int = 2**30) -> int:
+def fold_constants(graph: Graph, max_bytes: int = 2**30, weights: bool = True) -> int:
     """Edit in place; returns the number of nodes folded or given a constant target."""
     shapes, names, ties = ShapeValues(), Names(graph), Ties(graph)
 
     def rule(node: Node) -> dict[Value, Value] | None:
-        if node.op == "Identity" and not node.domain and (x := node.inputs[0]) is not None and x.is_constant:
-            return {node.outputs[0]: x}
+        same = unchanged(node) if len(node.outputs) == 1 else None
+        if same is not None and same.is_constant:
+            return {node.outputs[0]: same}
         if (known := ties.same(node)) is not None:
             return {node.outputs[0]: known}
         arrays = _known_result(node, shapes)
-        if arrays is None and not ties.keep(node):
+        if arrays is None and not ties.keep(node) and (weights or not _uses_up(node)):
             arrays = _evaluate(node, graph.opset, max_bytes)
         if arrays is not None:
             found = {v: Value(v.name, data=a) for v, a in zip(node.outputs, arrays, strict=True)}
@@ -61,6 +75,17 @@ def fold_constants(graph: Graph, max_bytes: int = 2**30) -> int:
         return {} if _make_target_constant(node, shapes, names) else None
 
     return sweep(graph, rule)
+
+
+def _uses_up(node: Node) -> bool:
+    """True for a node whose operands are weights that its result does not give back."""
+    if not any(v is not None and is_parameter(v) and v.data is not None and v.data.size > 1 for v in node.inputs):
+        return False
+    table, places = node.inputs[0], node.input(1)
+    if node.op == "Gather" and table is not None and places is not None and places.is_constant and table.shape:
+        axis = node.attribute("axis", 0) % len(table.shape)
+        return len(np.unique(places.numpy() % table.shape[axis])) < table.shape[axis]
+    return node.op not in _MOVING
 
 
 def _known_result(node: Node, shapes: ShapeValues) -> list[np.ndarray] | None:

@@ -22,19 +22,21 @@ _MAX_ROUNDS = 20
 class Simplify(Pass):
     """Fold constants, drop identities and dead nodes, until nothing changes.
 
-    batchnorm: fold BatchNormalization into the layer before it as well; leave it off when pruning
-    follows, for some criteria read its scale. max_bytes: see fold_constants.
+    batchnorm: fold BatchNormalization into the layer before it as well; leave it off when pruning follows, for some
+    criteria read its scale. max_bytes, weights: see fold_constants; a graph that goes back into a torch module wants
+    weights=false where the network computes with weights alone.
     """
 
     batchnorm: bool = False
     max_bytes: int = 2**30
+    weights: bool = True
 
     def run(self, graph: Graph, context: Context) -> Graph:
         changed = graph.copy()
         total = 0
         for _ in range(_MAX_ROUNDS):
             counts = [
-                fold_constants(changed, self.max_bytes),
+                fold_constants(changed, self.max_bytes, self.weights),
                 fill_constants(changed),
                 canonicalize(changed),
                 eliminate_identities(changed),

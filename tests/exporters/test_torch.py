@@ -274,6 +274,30 @@ def test_shared_parameters_stay_shared() -> None:
     assert result.other.weight is result.twice.weight and result.other.weight.shape[0] < 16
 
 
+@pytest.mark.parametrize(("places", "passes"), [(5, "simplify"), (9, "simplify(weights=false)")])
+def test_a_table_that_is_picked_from_comes_back_whole(places: int, passes: str) -> None:
+    """Positions 0 to 4 of a table, all that it has or the first of many."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places, self.embed, self.head = nn.Embedding(places, 12), nn.Linear(6, 12), nn.Linear(12, 3)
+            self.register_buffer("order", torch.arange(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(functional.relu(self.embed(x) + self.places(self.order)))
+
+    module = made(Positions)
+    graph = Pipeline(f"{passes},prune(ratio=0.4,metric=params)").run(
+        load(module, args=(torch.randn(2, 5, 6),)), Context()
+    )
+    result: Any = export(graph, module)
+    width = result.embed.out_features
+    assert width < 12 and result.places.weight.shape == (places, width) and result.places.embedding_dim == width
+    columns = [int((module.places.weight == column[:, None]).all(0).nonzero()) for column in result.places.weight.T]
+    assert columns == sorted(set(columns))
+
+
 def test_a_saved_graph_writes_back_into_a_copy(residual: tuple[Any, Graph], tmp_path: Path) -> None:
     """No memory of how the module was called: the graph's inputs and forward's parameters say it."""
     file = export(pruned(residual[1]), tmp_path / "pruned.onnx")[0]
@@ -329,7 +353,7 @@ def test_forward_that_depends_on_old_widths_is_refused_in_place(hard_coded: tupl
     ("change", "passes", "match", "hint"),
     [
         (nn.utils.parametrizations.weight_norm, "simplify", "original0' was folded", "remove_parametrizations"),
-        (lambda conv: conv, "simplify(batchnorm=true)", "was folded into others", "without simplify"),
+        (lambda conv: conv, "simplify(batchnorm=true)", "was folded into others", "weights=false"),
     ],
 )
 def test_weights_that_are_gone_are_named(change: Any, passes: str, match: str, hint: str) -> None:

@@ -261,6 +261,19 @@ class TestFoldConstants:
         assert relative_difference(execute(result, inputs), execute(graph, inputs, optimize=False)) <= 1e-6
         assert sum(v.data.size for v in result.constants() if v.data is not None) == elements
 
+    def test_without_weights_only_moves_are_folded(self) -> None:
+        graph = net(
+            "t = Transpose<perm = [1, 0]>(w) r = Reshape(t, s) a = Add(x, r) u = Mul(v, two) b = Add(a, u) "
+            "g = Gather(table, i) c = Mul(g, two) d = Add(b, c) e = Gather(table, all) h = Gather(e, i) y = Add(d, h)",
+            constants="float[3,2] w = {1, 2, 3, 4, 5, 6}, int64[2] s = {2, 3}, float[3] v = {1, 2, 3}, float two = {2},"
+            "float[4,3] table = {1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2}, int64[2] i = {1, 3}, int64[4] all = {3, 2, 1, 0}",
+        )
+        assert ops(same(graph, FoldConstants(weights=False)(graph))) == [
+            *("Add", "Mul", "Add"),
+            *("Gather", "Mul", "Add", "Gather", "Add"),
+        ]
+        assert ops(same(graph, FoldConstants()(graph))) == ["Add"] * 4
+
     def test_the_cap_holds(self) -> None:
         graph = net("z = ConstantOfShape(s) y = Add(x, z)", constants="int64[2] s = {2, 3}")
         assert ops(FoldConstants(max_bytes=23)(graph)) == ["ConstantOfShape", "Add"]

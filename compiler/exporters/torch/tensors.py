@@ -198,6 +198,22 @@ class _Inverse:
             region[axis % len(region)] = (first, last)
         self._add(x, tuple(region), array)
 
+    def _gather(self, node: Node, value: Value, array: np.ndarray) -> None:
+        x, indices = node.inputs[0], node.inputs[1]
+        assert x is not None and x.static_shape is not None and indices is not None
+        axis = node.attribute("axis", 0) % len(x.static_shape)
+        if not indices.is_constant:
+            raise _lost(value.name, "is picked from by numbers that are not constant")
+        places = indices.numpy() % x.static_shape[axis]
+        read, first = np.unique(places, return_index=True)
+        if array.shape[axis : axis + places.ndim] != places.shape or len(read) != x.static_shape[axis]:
+            raise _lost(value.name, "is used in part only")
+        flat = array.reshape(*array.shape[:axis], places.size, *array.shape[axis + places.ndim :])
+        source = flat.take(first, axis)
+        if not np.array_equal(source.take(places.ravel(), axis), flat):
+            raise _lost(value.name, "was read several times, and pruned differently each time")
+        self._back(node, 0, source)
+
     def _split(self, node: Node, value: Value, array: np.ndarray) -> None:
         x = node.inputs[0]
         assert x is not None and x.static_shape is not None
@@ -230,6 +246,7 @@ _BACKWARDS = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _Inverse._reshape),
     "Transpose": _Inverse._transpose,
     "Expand": _Inverse._expand,
+    "Gather": _Inverse._gather,
     "Slice": _Inverse._slice,
     "Split": _Inverse._split,
     "Concat": _Inverse._concat,
@@ -274,7 +291,7 @@ def _whole(value: Value) -> Region:
 
 def _lost(name: str, what: str) -> SecateurError:
     hint = (
-        "give back a graph that was loaded from this module and only pruned: without simplify(batchnorm=true), "
+        "give back a graph that was loaded from this module and only pruned: with simplify(weights=false), "
         "and with the experts that are modules of their own (ignore=['expert'])"
     )
     if "parametrizations" in name:

@@ -227,12 +227,24 @@ def _split(run: _Rewriting, node: fx.Node) -> None:
     if maker is None:
         first = run.made.get(f"{node.name}_split_0")
         maker = first.producer if first is not None else None
-    if maker is None or not isinstance(axis, int):
+    if not isinstance(axis, int):
         return
-    widths = [v.shape[axis] if v.shape is not None else None for v in maker.outputs]
-    if all(isinstance(w, int) for w in widths):
+    if maker is not None:
+        widths = [v.shape[axis] if v.shape is not None else None for v in maker.outputs]
+    else:
+        widths = _in_proportion(run, node, axis)
+    if widths and all(isinstance(w, int) for w in widths):
         node.target = aten.split_with_sizes.default
         node.args, node.kwargs = (node.args[0], widths, axis), {}
+
+
+def _in_proportion(run: _Rewriting, node: fx.Node, axis: int) -> list[Any]:
+    """The sizes of a split of a weight, which the graph has folded: the parts of a packed projection shrink alike."""
+    shapes, sizes = run.operand(node), node.args[1]
+    if shapes is None or not isinstance(sizes, list | tuple):
+        return []
+    (before, now), known = (shape[axis] for shape in shapes), [s for s in sizes if isinstance(s, int)]
+    return [s * now // before for s in known] if not any(s * now % before for s in known) else []
 
 
 @_rule(aten.slice.Tensor)

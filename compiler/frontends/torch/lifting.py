@@ -222,7 +222,10 @@ def _name_after_modules(graph: Graph, paths: Mapping[str | None, str], parameter
 
 
 def _name_derived(graph: Graph, parameters: set[str]) -> None:
-    """Name what is computed from weights alone after the first of them: `fc.weight.T`, `lstm.weight_ih_l0.concat`."""
+    """Name what is computed from weights alone after the first of them: `fc.weight.T`, `lstm.weight_ih_l0.concat`.
+
+    Only the transpose of a whole matrix is called T, so that the name tells how to undo it.
+    """
     source: dict[Value, str] = {v: v.name for v in graph.all_constants() if v.name in parameters}
     taken = graph.names()
     for node in graph.all_nodes():
@@ -233,8 +236,8 @@ def _name_derived(graph: Graph, parameters: set[str]) -> None:
         for value in node.outputs:
             source[value] = known[0]
             if value not in graph.outputs:
-                suffix = "T" if node.op == "Transpose" else node.op.lower()
-                value.name = _unique(f"{known[0]}.{suffix}", taken)
+                whole = node.op == "Transpose" and operands[0].is_constant and node.attribute("perm") == [1, 0]
+                value.name = _unique(f"{known[0]}.{'T' if whole else node.op.lower()}", taken)
 
 
 def _unique(base: str, taken: set[str]) -> str:
