@@ -72,6 +72,24 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",
         ["w1[0]: 8"],
     ),
+    "a channel used twice by one operator": (
+        """(float[1,3,8,8] x, float[8,3,1,1] w1, float[6,16,1,1] w2, float[5,6] h) => (float[1,5] y) {
+        a = Conv(x, w1) b = Mul(a, a) c = Concat<axis=1>(b, b) z = Conv(c, w2)
+        p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",
+        ["w1[0]: 8", "w2[0]: 6"],
+    ),
+    "scalars and parts without elements": (
+        """(float[1,3,8,8] x, float[8,3,1,1] w1, float w2, float[1] w3, float[1,0,8,8] w4, float[5,8] h)
+        => (float[1,5] y) { a = Conv(x, w1) b = Mul(a, w2) c = Add(b, w3) z = Concat<axis=1>(w4, c, w4)
+        p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",
+        ["w1[0]: 8"],
+    ),
+    "several outputs": (  # of which one reads channels, and one is channels, which stay
+        """(float[1,3,8,8] x, float[8,3,1,1] w1, float[6,8,1,1] w2, float[7,6,1,1] w3, float[2,8,1,1] w4, float[5,7] h)
+        => (float[1,5] y, float[1,6,8,8] c, float[1,2,8,8] d) { a = Conv(x, w1) c = Conv(a, w2) d = Conv(a, w4)
+        z = Conv(c, w3) p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, h) }""",
+        ["w1[0]: 8", "w3[0]: 7"],
+    ),
     "nested concat": (
         """(float[1,3,8,8] x, float[4,3,1,1] w1, float[6,3,1,1] w2, float[8,10,1,1] w3, float[5,18] h)
         => (float[1,5] y) {
