@@ -16,7 +16,7 @@ from torch.nn import functional
 from compiler.exporters import export
 from compiler.exporters.torch.tensors import reshaped_back
 from compiler.frontends import load
-from compiler.ir import CheckFailed, Graph, SecateurError
+from compiler.ir import ArrayConstant, CheckFailed, Graph, SecateurError
 from compiler.ir.execute import execute, relative_difference
 from examples.fashion_mnist.model import Net
 from passes import Context, Pipeline
@@ -131,6 +131,35 @@ class Shared(nn.Module):
         return self.last(x + self.other(x))
 
 
+class Branch(nn.Module):
+    """A depthwise convolution and a perceptron over channels, for one side of a branch. sizes: spell the width out."""
+
+    def __init__(self, hidden: int, sizes: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(4, hidden, 1), nn.Conv2d(hidden, 4, 1)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.mix = nn.Sequential(nn.Linear(4, hidden + 2), nn.ReLU(), nn.Linear(hidden + 2, 4))
+        self.shape = (-1, hidden, 5, 5) if sizes else ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(self.up(x))
+        y = self.down(torch.relu(y.flatten(1).reshape(self.shape) if self.shape else y))
+        return self.mix(y.permute(0, 2, 3, 1))
+
+
+class Branches(nn.Module):
+    """Data decide which of two branches is taken."""
+
+    def __init__(self, sizes: bool = False) -> None:
+        super().__init__()
+        self.stem, self.small, self.large = nn.Conv2d(3, 4, 1), Branch(8, sizes), Branch(12, sizes)
+        self.last = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.last(torch.cond(y.sum() > 0, self.small.forward, self.large.forward, (y,)))
+
+
 class Gated(nn.Module):
     """Slices by numbers, a parameter that is viewed and expanded, another that is part of the sequence."""
 
@@ -161,6 +190,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str | N
     "gated": (Gated, lambda: torch.randn(2, 3, 5), BATCH, False),
     "lstm": (Tagger, lambda: torch.randint(0, 10, (2, 5)), BATCH, True),
     "shared": (Shared, lambda: torch.randn(2, 8), BATCH, True),
+    "branches": (Branches, lambda: torch.randn(2, 3, 5, 5), BATCH, True),
 }
 """Network, its input, the name of axis 0 when that is open, and whether the live module can hold the result."""
 
@@ -183,7 +213,7 @@ def pruned(graph: Graph, ratio: float = 0.4) -> Graph:
 def weights(graph: Graph, module: nn.Module) -> dict[str, np.ndarray]:
     """The graph's constants that are the module's tensors or come from them."""
     names = tuple(name for name, _ in module.named_parameters(remove_duplicate=False))
-    return {v.name: v.numpy() for v in graph.constants() if v.name.startswith(names)}
+    return {v.name: v.numpy() for v in graph.all_constants() if v.name.startswith(names)}
 
 
 def outputs(graph: Graph, x: Tensor) -> dict[str, np.ndarray]:
@@ -266,6 +296,41 @@ def test_in_place_keeps_the_objects_that_do_not_change(residual: tuple[Any, Grap
     assert not module.expand.weight.requires_grad and module.expand.bias.requires_grad
     assert isinstance(module.expand.weight, nn.Parameter) and module.training and not module.drop.training
     assert list(module.state_dict()) == list(made(Residual).state_dict())
+
+
+def test_the_branch_that_is_not_taken_is_written_back_too() -> None:
+    module = made(Branches)
+    graph = load(module, args=(torch.randn(2, 3, 5, 5),), dynamic_shapes={"x": {0: BATCH}})
+    smaller = pruned(graph, 0.5)
+    result: Any = export(smaller, module)
+    for name, width in (("small", 8), ("large", 12)):
+        branch = getattr(result, name)
+        hidden = branch.depthwise.groups
+        assert hidden < width
+        assert branch.up.out_channels == branch.down.in_channels == branch.depthwise.in_channels == hidden
+        assert branch.mix[0].out_features == branch.mix[2].in_features < width + 2
+    taken = set()
+    for bias in (-5.0, 5.0):  # what decides, in both
+        x = torch.randn(2, 3, 5, 5)
+        for net in (module, result):
+            nn.init.constant_(net.stem.bias, bias)
+        (constant,) = (v for v in smaller.all_constants() if v.name == "stem.bias")
+        constant.data = ArrayConstant(np.full(4, bias, np.float32))
+        taken.add(bool(module.stem(x).sum() > 0))
+        expected = {"0": result(x).detach().numpy()}
+        assert relative_difference(outputs(smaller, x), expected) <= 1e-6
+    assert taken == {True, False}
+
+
+def test_sizes_inside_a_branch_are_refused() -> None:
+    """A trace shows torch.cond as one operation, whose numbers no rule corrects."""
+    module = made(lambda: Branches(sizes=True))
+    graph = load(module, args=(torch.randn(2, 3, 5, 5),))
+    with pytest.raises(CheckFailed, match="neither the module nor its trace computes") as caught:
+        export(pruned(graph), module)
+    assert caught.value.code == "E_TORCH_WRITE_BACK"
+    assert "cond" in caught.value.where
+    assert len(caught.value.where) < 400
 
 
 def test_shared_parameters_stay_shared() -> None:

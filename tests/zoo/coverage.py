@@ -26,7 +26,7 @@ the largest relative difference of any output after every group was permuted at 
 
 def prunable_share(groups: Groups) -> float:
     """The share of parameters of which some axis belongs to a group."""
-    parameters = [c for c in groups.graph.constants() if is_parameter(c)]
+    parameters = [c for c in groups.graph.all_constants() if is_parameter(c)]
     total = sum(math.prod(c.static_shape or ()) for c in parameters)
     return sum(_prunable(groups, c) for c in parameters) / max(1, total)
 
