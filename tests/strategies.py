@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from compiler.ir import Graph, Node, Value, infer_shapes, verify
+from compiler.ir import ArrayConstant, Graph, Node, Value, infer_shapes, subgraphs, verify
 from passes.simplify.eliminate_dead import eliminate_dead
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -315,3 +315,74 @@ def networks(draw: Draw, max_blocks: int = 8, blocks: Sequence[str] | None = Non
     if draw(st.integers(0, 3)) == 0 and extra not in outputs and extra is not net.input:
         outputs.append(extra)
     return net.graph(outputs)
+
+
+_DEEP = (
+    *("conv", "conv", "conv", "residual", "depthwise", "squeeze_excite", "batch_norm", "activation", "channel_shuffle"),
+    *("split", "concat", "affine", "channels_last"),
+)
+"""Blocks that leave groups inside when what goes in and comes out is fixed."""
+
+
+@st.composite
+def networks_with_bodies(draw: Draw, max_bodies: int = 3) -> Graph:
+    """A random network of which runs of nodes were moved into branches of If and bodies of Loop, nested or not."""
+    graph = draw(networks(max_blocks=10, blocks=_DEEP))
+    for number in range(draw(st.integers(1, max_bodies))):
+        start = draw(st.integers(0, len(graph.nodes) // 3))
+        stop = draw(st.integers(min(start + 1, len(graph.nodes)), len(graph.nodes)))
+        if draw(st.booleans()):
+            _into_branches(graph, start, stop, f"if{number}", shared=draw(st.booleans()))
+        else:
+            _into_loop(graph, start, stop, f"loop{number}")
+    infer_shapes(graph)
+    verify(graph)
+    return graph
+
+
+def _cut(graph: Graph, start: int, stop: int, name: str) -> tuple[list[Node], list[Value], list[Value]]:
+    """(the run of nodes, what others read of it, new values in their places); the run is taken out."""
+    nodes, later = graph.nodes[start:stop], graph.nodes[stop:]
+    made = [v for n in nodes for v in n.outputs]
+    read = {v for n in later for v in n.inputs} | {v for n in later for b in subgraphs(n) for v in b.outer_values()}
+    given = [v for v in made if v in read or v in graph.outputs]
+    results = [Value(v.name, v.dtype, v.shape) for v in given]
+    graph.nodes = graph.nodes[:start] + later
+    for old, new in zip(given, results, strict=True):
+        for part in (graph, *graph.all_bodies()):
+            part.replace_value(old, new)
+        old.name += f"_{name}_inside"
+    return nodes, given, results
+
+
+def _into_branches(graph: Graph, start: int, stop: int, name: str, shared: bool) -> None:
+    """A run of nodes becomes one branch of an If; the other does the same, with the same weights or with others."""
+    nodes, given, results = _cut(graph, start, stop, name)
+    body = Graph(f"{name}_then", [], given, nodes)
+    kept = {v: v for v in body.outer_values()} | ({c: c for c in body.all_constants()} if shared else {})
+    other = body._copy(dict(kept))
+    other.name = f"{name}_else"
+    for part in (other, *other.all_bodies()):
+        for value in part.values():
+            if value not in kept:
+                value.name += f"_{name}"
+    for constant in (c for c in other.all_constants() if c not in kept and c.name.startswith("w")):
+        constant.data = ArrayConstant(np.asarray(constant.numpy() * np.float32(1.25)))
+    total, go = Value(f"{name}_sum", np.float32, ()), Value(f"{name}_go", np.bool_, ())
+    zero = Value(f"{name}_zero", data=np.float32(0))
+    graph.nodes[start:start] = [
+        Node("ReduceSum", [graph.inputs[0]], [total], {"keepdims": 0}),
+        Node("Greater", [total, zero], [go]),
+        Node("If", [go], results, {"then_branch": body, "else_branch": other}),
+    ]
+
+
+def _into_loop(graph: Graph, start: int, stop: int, name: str) -> None:
+    """A run of nodes becomes the body of a Loop that runs once and gives out what it computes, stacked."""
+    nodes, given, results = _cut(graph, start, stop, name)
+    step, go = Value(f"{name}_i", np.int64, ()), Value(f"{name}_go", np.bool_, ())
+    stacked = [Value(f"{v.name}_{name}", v.dtype) for v in results]
+    body = Graph(f"{name}_body", [step, go], [go, *given], nodes)
+    once, first = Value(f"{name}_n", data=np.int64(1)), Value(f"{name}_axis", data=np.zeros(1, np.int64))
+    unstack = [Node("Squeeze", [s, first], [r]) for s, r in zip(stacked, results, strict=True)]
+    graph.nodes[start:start] = [Node("Loop", [once, None], stacked, {"body": body}), *unstack]

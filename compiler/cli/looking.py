@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from compiler.cli.shared import Json, Model, Quiet, Screen, Shapes, bind, count, size, table
 from compiler.frontends import load
-from compiler.ir import Graph, SecateurError, graph_cost, node_cost
+from compiler.ir import Graph, Node, SecateurError, graph_cost, node_cost
 from passes import Groups, Pipeline, carried, certify, dependency_groups
 
 
@@ -50,15 +50,28 @@ def groups_command(
 
 def _tree(groups: Groups) -> Tree:
     tree = Tree(f"{len(groups)} dependency groups, {groups.unit_count} units")
+    inside = _bodies(groups.graph)
     for group, unit in zip(groups, carried(groups), strict=True):
         costs = f"; each carries {count(unit.params)} parameters, {count(unit.macs)} MACs"
         moves = f": {group.units} {group.kind}s{group.constraints}{costs}"
         branch = tree.add(Text(group.name, style="bold") + Text(moves))
         for member in group.members[:12]:
-            branch.add(Text(f"{member}  ({member.positions} positions; {', '.join(n.op for n in member.nodes)})"))
+            readers = ", ".join(n.op + inside.get(n, "") for n in member.nodes)
+            branch.add(Text(f"{member}  ({member.positions} positions; {readers})"))
         if len(group.members) > 12:
             branch.add(f"… and {len(group.members) - 12} more members")
     return tree
+
+
+def _bodies(graph: Graph, path: str = "") -> dict[Node, str]:
+    """How to say in which body a node stands, for those in one: ` in loop.body/if.then_branch`."""
+    found: dict[Node, str] = {}
+    for node in graph.nodes:
+        for key, body in node.attributes.items():
+            if isinstance(body, Graph):
+                place = f"{path}/{node.name}.{key}" if path else f" in {node.name}.{key}"
+                found |= dict.fromkeys(body.nodes, place) | _bodies(body, place)
+    return found
 
 
 def _groups_result(groups: Groups, difference: float | None) -> dict[str, Any]:

@@ -90,8 +90,10 @@ def graph_cost(graph: Graph, symbol: int = 1) -> Cost:
 
 
 def node_cost(node: Node, symbol: int = 1) -> Cost:
-    """One node's cost."""
-    params = sum(v.data.size for v in node.inputs if v is not None and v.data is not None and is_parameter(v))
+    """One node's cost, with that of its bodies save for what they move."""
+    read = [v for v in node.inputs if v is not None]
+    read += [c for body in subgraphs(node) for c in body.all_constants()]
+    params = sum(v.data.size for v in dict.fromkeys(read) if v.data is not None and is_parameter(v))
     moved = sum(_bytes(v, symbol) for v in (*node.inputs, *node.outputs) if v is not None)
     return Cost(node_macs(node, None, symbol), params, moved)
 

@@ -15,14 +15,14 @@ Fail = Callable[[str, str], SecateurError]
 def verify(graph: Graph, *, where: str = "") -> None:
     """Raise SecateurError `E_IR` with the first rule that `graph` breaks.
 
-    Rules: each value has one definition and a unique non-empty name; every use comes after its
-    definition; producers are consistent; constants agree with their recorded type; standard
-    operators exist at the graph's opset with a legal number of operands.
+    Rules: each value has one definition and a unique non-empty name (constants among those of all bodies, since in
+    a file the outermost graph holds them); every use comes after its definition; producers are consistent; constants
+    agree with their recorded type; standard operators exist at the graph's opset with a legal number of operands.
     """
-    _verify(graph, set(), {}, where)
+    _verify(graph, set(), {}, {}, where)
 
 
-def _verify(graph: Graph, outer: set[Value], names: dict[str, Value], where: str) -> None:
+def _verify(graph: Graph, outer: set[Value], names: dict[str, Value], constants: dict[str, Value], where: str) -> None:
     def fail(message: str, place: str) -> SecateurError:
         return SecateurError(
             "E_IR",
@@ -37,8 +37,10 @@ def _verify(graph: Graph, outer: set[Value], names: dict[str, Value], where: str
     def name(value: Value) -> None:
         if not value.name:
             raise fail("a value has no name", repr(value))
-        if names.setdefault(value.name, value) is not value:
+        known = constants if value.is_constant else names
+        if any(scope.get(value.name, value) is not value for scope in (names, constants)):
             raise fail(f"two values are called {value.name!r}", value.name)
+        known[value.name] = value
 
     for value in graph.inputs:
         if value.is_constant or value.producer is not None:
@@ -55,7 +57,7 @@ def _verify(graph: Graph, outer: set[Value], names: dict[str, Value], where: str
             elif value not in defined:
                 raise fail(f"{node.describe()} reads {value.name!r} before it is defined", node.name)
         for body in subgraphs(node):
-            _verify(body, defined, names, where)
+            _verify(body, defined, names, constants, where)
         for value in node.outputs:
             if value.producer is not node or value in defined or value.is_constant:
                 raise fail(f"value {value.name!r} has more than one definition", node.name)

@@ -91,6 +91,31 @@ def test_prune_shows_before_and_after(model: Path, capsys: pytest.CaptureFixture
     golden("\n".join(line.rstrip() for line in lines if not line.startswith(varying)), "cli/prune")
 
 
+NESTED = """(float[2,8] x, float[8,16] u, float[16,8] d, float[8,12] u1, float[12,8] d1, float[8,5] h) => (float[2,5] y) {
+    n = Constant<value_int=2>() z0 = Constant<value_float=0.0>()
+    b = Loop(n, , x) <body = l (int64 i, bool c1, float[2,8] s) => (bool c2, float[2,8] s2) {
+        l1 = MatMul(s, u) l2 = Relu(l1) a = MatMul(l2, d) s0 = ReduceSum<keepdims=0>(a) go = Greater(s0, z0)
+        s2 = If(go) <then_branch = t () => (tb) { t1 = MatMul(a, u1) t2 = Relu(t1) tb = MatMul(t2, d1) },
+                     else_branch = e () => (eb) { eb = Neg(a) }>
+        c2 = Identity(c1) }>
+    y = MatMul(b, h) }"""
+
+
+def test_groups_inside_bodies_are_shown_and_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "nested.onnx", tmp_path / "pruned.onnx"
+    onnx.save(network_proto(NESTED), path)
+    assert run(["groups", str(path), "--certify"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "u[1]: 16 hidden units; each carries 16 parameters, 32 MACs" in shown
+    assert "u[1] (16 positions; MatMul in b.body)" in shown
+    assert "u1[1] (12 positions; MatMul in b.body/s2.then_branch)" in shown
+    kinds = {r["operators"][0]["op"]: r["params"] for r in [run_json(["inspect", str(path)], capsys)]}
+    assert kinds == {"Loop": 2 * 8 * (16 + 12) + 8 * 5}
+    result = run_json(["prune", str(path), "-o", str(out), "--ratio", "0.4", "--metric", "params"], capsys)
+    assert [c["difference"] <= 1e-4 for c in result["checks"]] == [True]
+    assert {i.name: list(i.dims) for i in onnx.load(out).graph.initializer}["u"][1] < 16
+
+
 def test_groups_are_shown_and_certified(model: Path, capsys: pytest.CaptureFixture[str], golden) -> None:
     assert run(["groups", str(model), "--certify"]) == 0
     text = capsys.readouterr().out

@@ -202,6 +202,17 @@ class TestVerifier:
         with pytest.raises(SecateurError, match="'elsewhere' before it is defined"):
             verify(Graph("g", [flag, x], [y], [node]))
 
+    def test_constants_of_two_bodies_have_two_names(self) -> None:
+        """In a file they lie side by side in the outermost graph."""
+        flag, x, y = Value("c", np.bool_, ()), Value("x", np.float32, (2,)), Value("y")
+        bodies = {}
+        for key in ("then_branch", "else_branch"):
+            result = Value(f"{key}_result")
+            add = Node("Add", [x, Value("w", data=np.ones(2, np.float32))], [result])
+            bodies[key] = Graph(key, [], [result], [add])
+        with pytest.raises(SecateurError, match="two values are called 'w'"):
+            verify(Graph("g", [flag, x], [y], [Node("If", [flag], [y], bodies)]))
+
 
 class TestShapes:
     def test_symbols_travel(self) -> None:

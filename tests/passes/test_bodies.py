@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from compiler.frontends import load
 from compiler.frontends.onnx.protos import bodies
@@ -15,6 +19,7 @@ from passes import Context, Groups, Pipeline, Prune, carried, certify, dependenc
 from passes.coupling.transform import restrict
 from passes.structured.check import pruning_error
 from tests.networks import network, network_proto
+from tests.strategies import networks_with_bodies
 
 DECIDE = "z0 = Constant<value_float=0.0>() s0 = ReduceSum<keepdims=0>(x) go = Greater(s0, z0)"
 
@@ -374,6 +379,21 @@ class TestFunctions:
         check_pruning(graph, 0.5)
 
 
+def test_a_loop_without_states() -> None:
+    """Its two leading operands are written even where both are left out."""
+    text = """(float[2,8] x, float[8,12] u, float[12,4] d) => (float[k,2,4] y) { n = Constant<value_int=3>()
+        y = Loop(n, n) <body = l (int64 i, bool c1) => (bool c2, float[2,4] t) {
+            l1 = MatMul(x, u) l2 = Relu(l1) t = MatMul(l2, d) c2 = Identity(c1) }> }"""
+    model = network_proto(text)
+    (loop,) = (n for n in model.graph.node if n.op_type == "Loop")
+    loop.input[1] = ""
+    graph = Pipeline("simplify")(load(model))
+    groups = dependency_groups(graph)
+    assert described(groups) == ["u[1]: 12"]
+    assert certify(graph, groups) <= 1e-4
+    check_pruning(graph, 0.5)
+
+
 class TestShapes:
     """What a Loop gives out has a known shape where its states keep theirs."""
 
@@ -410,3 +430,29 @@ class TestShapes:
         shapes = {v.name: v.shape for n in body.nodes for v in n.outputs}
         assert shapes["l2"] == (1, 5, 4, 4)
         assert next(n for n in body.nodes if n.name == "l2").attribute("group") == 5
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(networks_with_bodies(), st.randoms(use_true_random=False))
+def test_random_networks(graph: Graph, random: Random) -> None:
+    """Certified, and any choice of units is exact, in every body."""
+    groups = dependency_groups(graph)
+    try:
+        difference = certify(graph, groups)
+    except CheckFailed as failure:
+        if failure.code != "E_CERTIFICATE_VACUOUS":
+            raise
+        difference = 0.0
+    assert difference <= 1e-4
+    keep = np.ones(groups.unit_count, bool)
+    for group in groups:
+        steps = random.randrange(group.size)
+        for block, step in zip(group.blocks, group.step, strict=True):
+            keep[random.sample(block.tolist(), steps * step)] = False
+    pruned = restrict(groups, keep)
+    verify(pruned)
+    error = pruning_error(groups, keep, pruned)
+    assert error is None or error <= 1e-4
+    data = random_inputs(graph)
+    before, after = execute(graph, data), execute(pruned, data)
+    assert {n: v.shape for n, v in after.items()} == {n: v.shape for n, v in before.items()}

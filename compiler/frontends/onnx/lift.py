@@ -118,7 +118,8 @@ class _Lift:
     def _node(self, item: gs.Node, operands: list[Value | None], results: list[Value], attributes: Any) -> Node:
         original = item.name or (results[0].name if results else item.op)
         name = self._unique(original, self._node_names)
-        while operands and operands[-1] is None:
+        least = _least_operands(item, self._opset)
+        while len(operands) > least and operands[-1] is None:
             operands.pop()
         if not item.domain:
             attributes = _SPELLED_OUT.get(item.op, {}) | attributes
@@ -140,6 +141,14 @@ class _Lift:
             name = f"{base}_{count}"
         names.add(name)
         return name
+
+
+def _least_operands(item: gs.Node, opset: int) -> int:
+    """How many operands must be written, omitted ones included: a Loop's two before its states."""
+    try:
+        return int(onnx.defs.get_schema(item.op, opset, item.domain or "").min_input)
+    except onnx.defs.SchemaError:
+        return 0
 
 
 def _constant_data(item: gs.Node) -> Constant | None:
