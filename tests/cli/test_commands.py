@@ -91,8 +91,8 @@ def test_prune_shows_before_and_after(model: Path, capsys: pytest.CaptureFixture
     golden("\n".join(line.rstrip() for line in lines if not line.startswith(varying)), "cli/prune")
 
 
-NESTED = """(float[2,8] x, float[8,16] u, float[16,8] d, float[8,12] u1, float[12,8] d1, float[8,5] h) => (float[2,5] y) {
-    n = Constant<value_int=2>() z0 = Constant<value_float=0.0>()
+NESTED = """(float[2,8] x, float[8,16] u, float[16,8] d, float[8,12] u1, float[12,8] d1, float[8,5] h)
+    => (float[2,5] y) { n = Constant<value_int=2>() z0 = Constant<value_float=0.0>()
     b = Loop(n, , x) <body = l (int64 i, bool c1, float[2,8] s) => (bool c2, float[2,8] s2) {
         l1 = MatMul(s, u) l2 = Relu(l1) a = MatMul(l2, d) s0 = ReduceSum<keepdims=0>(a) go = Greater(s0, z0)
         s2 = If(go) <then_branch = t () => (tb) { t1 = MatMul(a, u1) t2 = Relu(t1) tb = MatMul(t2, d1) },
