@@ -15,28 +15,40 @@ from compiler.errors import CheckFailed
 from compiler.ir.execute import execute, random_inputs
 from compiler.ir.graph import Graph, Node, Value, subgraphs
 
-_WHOLE = -1
+Path = tuple[tuple[str, str], ...]
+"""Where a body is: the first result of each node around it, from the outermost inwards, and the attribute there."""
 
 
 @dataclass(frozen=True)
 class Run:
     """A graph, or one of its bodies, and the inputs to run it on by name.
 
-    body: its place among `Graph.all_bodies()`, -1 for the graph itself.
+    path: where the body is; empty for the graph itself.
     """
 
-    body: int
+    path: Path
     inputs: Mapping[str, np.ndarray]
 
     def execute(self, graph: Graph, *, optimize: bool = True) -> dict[str, np.ndarray]:
-        """The outputs that `graph`, or this body of it, gives; it must have the structure of the graph of `runs`.
+        """The outputs that `graph`, or this body of it, gives, under the names of the graph of `runs`.
 
         Raises CheckFailed `E_BODY` where a body cannot be run.
         """
-        if self.body == _WHOLE:
+        body = self.body(graph)
+        assert body is not None
+        if body is graph:
             return execute(graph, self.inputs, optimize=optimize)
-        part = _alone(list(graph.all_bodies())[self.body], self.inputs, graph.domains)
+        part = _alone(body, self.inputs, graph.domains)
         return _execute(part, self.inputs, optimize) if part.outputs else {}
+
+    def body(self, graph: Graph) -> Graph | None:
+        """The graph or the body of it that is meant; None where a pass has removed that."""
+        for name, key in self.path:
+            node = next((n for n in graph.nodes if n.outputs[0].name == name), None)
+            if node is None:
+                return None
+            graph = node.attributes[key]
+        return graph
 
 
 def runs(graph: Graph, inputs: Mapping[str, np.ndarray], constants: Collection[Value]) -> list[Run]:
@@ -44,20 +56,23 @@ def runs(graph: Graph, inputs: Mapping[str, np.ndarray], constants: Collection[V
 
     Raises CheckFailed `E_BODY` where the operands of a body cannot be computed.
     """
-    place = {id(body): i for i, body in enumerate(graph.all_bodies())}
     moving = set(constants)
-    found = [Run(_WHOLE, inputs)]
-    waiting = [(graph, graph, inputs)]
+    found = [Run((), inputs)]
+    waiting = [(found[0], graph, graph)]
     while waiting:
-        outer, alone, data = waiting.pop()
-        pairs = [(n, b) for n in outer.nodes for b in subgraphs(n) if not moving.isdisjoint(b.all_constants())]
-        wanted = [v for n, b in pairs for v in (*n.inputs, *b.outer_values()) if v is not None]
-        read = _evaluate(alone, data, dict.fromkeys(wanted))
-        for node, body in pairs:
+        run, outer, alone = waiting.pop()
+        inner = [(n, k, b) for n in outer.nodes for k, b in _bodies(n) if not moving.isdisjoint(b.all_constants())]
+        wanted = [v for n, _, b in inner for v in (*n.inputs, *b.outer_values()) if v is not None]
+        read = _evaluate(alone, run.inputs, dict.fromkeys(wanted))
+        for node, key, body in inner:
             made = _inputs(body, {**read, **_arguments(node, body, read)})
-            found.append(Run(place[id(body)], made))
-            waiting.append((body, _alone(body, made, graph.domains), made))
+            found.append(Run((*run.path, (node.outputs[0].name, key)), made))
+            waiting.append((found[-1], body, _alone(body, made, graph.domains)))
     return found
+
+
+def _bodies(node: Node) -> list[tuple[str, Graph]]:
+    return [(key, item) for key, item in node.attributes.items() if isinstance(item, Graph)]
 
 
 def _execute(part: Graph, data: Mapping[str, np.ndarray], optimize: bool) -> dict[str, np.ndarray]:

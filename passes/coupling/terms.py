@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compiler.ir import Graph, Node, Value
+from compiler.ir import Graph, Node, Value, subgraphs
 
 _VIEWS = {"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _SUMS = {"Add", "Sum"}
 
 Use = tuple[Node, int]
+"""A node and which of its operands is meant; -1 for what its bodies read."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Term:
 
 def gated_terms(graph: Graph) -> list[Term]:
     """The gated terms of every axis all of whose positions weigh one term of the same sum."""
-    uses = graph.consumers()
+    uses = _uses(graph)
     found: dict[tuple[Value, int], list[tuple[Term, Node]]] = {}
     for node in graph.nodes:
         for value, axis, position, picked in _picks(node):
@@ -58,6 +59,17 @@ def gated_terms(graph: Graph) -> list[Term]:
         if whole and apart and len({root for _, root in weighed}) == 1:
             terms += [term for term, _ in weighed]
     return list(_with_needs(graph, terms, uses))
+
+
+def _uses(graph: Graph) -> dict[Value, list[Use]]:
+    """For each value, the nodes of this graph that read it, whether themselves or in their bodies."""
+    uses: dict[Value, list[Use]] = {}
+    for node in graph.nodes:
+        read = [(v, i) for i, v in enumerate(node.inputs) if v is not None]
+        read += [(v, -1) for body in subgraphs(node) for v in (*body.outer_values(), *body.all_constants())]
+        for value, operand in read:
+            uses.setdefault(value, []).append((node, operand))
+    return uses
 
 
 def _picks(node: Node) -> Iterator[tuple[Value, int, int, Value]]:
@@ -135,8 +147,8 @@ def _with_needs(graph: Graph, terms: list[Term], uses: Mapping[Value, list[Use]]
             only = owners.pop() if len(owners) == 1 else None
             if only is not None:
                 owner[node] = only
-                nodes[only].append(node)
-        for value in graph.constants():
+                nodes[only] += [node, *(inner for body in subgraphs(node) for inner in body.all_nodes())]
+        for value in graph.all_constants():
             only = owner_of(value)
             if only is not None:
                 constants[only].append(value)

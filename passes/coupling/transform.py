@@ -89,7 +89,7 @@ def _follow_terms(groups: Groups, graph: Graph, source: np.ndarray, flags: np.nd
     """Pick the weights of gated terms from where they went, and drop the terms of those that are gone."""
     if not groups.terms:
         return
-    twin = dict(zip(groups.graph.nodes, graph.nodes, strict=True))
+    twin = dict(zip(groups.graph.all_nodes(), graph.all_nodes(), strict=True))
     places: dict[Term, int] = {}
     gone = []
     for term in groups.terms:

@@ -17,6 +17,7 @@ from compiler.ir.bodies import runs
 from compiler.ir.execute import execute, random_inputs, relative_difference
 from passes import Context, Groups, Pipeline, Prune, carried, certify, dependency_groups
 from passes.coupling.transform import restrict
+from passes.structured.budget import METRICS
 from passes.structured.check import pruning_error
 from tests.networks import network, network_proto
 from tests.strategies import networks_with_bodies
@@ -295,10 +296,8 @@ class TestProof:
     def test_every_body_runs(self) -> None:
         graph = self.graph()
         found = runs(graph, random_inputs(graph), graph.all_constants())
-        names = [b.name for b in graph.all_bodies()]
-        assert sorted(names[run.body] for run in found if run.body >= 0) == ["e", "l", "t"]
-        results = {names[run.body] if run.body >= 0 else "": set(run.execute(graph)) for run in found}
-        assert results == {"": {"y"}, "l": {"s2", "c2"}, "t": {"tb"}, "e": {"eb"}}
+        results = {body.name: set(run.execute(graph)) for run in found if (body := run.body(graph)) is not None}
+        assert results == {"net": {"y"}, "l": {"s2", "c2"}, "t": {"tb"}, "e": {"eb"}}
 
     @pytest.mark.parametrize("weight", ["d", "d1", "d2"])
     def test_a_missed_member_shows_in_any_body(self, weight: str) -> None:
@@ -377,6 +376,41 @@ class TestFunctions:
         assert len({n for m in groups[0].members for n in m.nodes}) == 4  # in the branch and in the loop
         assert certify(graph, groups) <= 1e-4
         check_pruning(graph, 0.5)
+
+
+EXPERTS = f"""(float[7,4] x, float[4,3] r, float[4,5] u0, float[4,6] u1, float[4,7] u2, float[5,4] d0, float[6,4] d1,
+    float[7,4] d2, float[4,2] h) => (float[7,2] y) {{ {DECIDE} l = MatMul(x, r) gate = Sigmoid(l)
+    w0, w1, w2 = Split<axis=1, num_outputs=3>(gate) a0 = MatMul(x, u0) r0 = Relu(a0) e0 = MatMul(r0, d0)
+    e1 = If(go) <then_branch = t () => (tb) {{ t1 = MatMul(x, u1) t2 = Relu(t1) tb = MatMul(t2, d1) }},
+                 else_branch = e () => (eb) {{ eb = Neg(x) }}>
+    a2 = MatMul(x, u2) r2 = Relu(a2) e2 = MatMul(r2, d2) m0 = Mul(w0, e0) m1 = WEIGH m2 = Mul(w2, e2)
+    s1 = Add(m0, m1) s = Add(s1, m2) y = MatMul(s, h) }}"""
+
+
+def test_an_expert_with_a_branch_goes_as_a_whole() -> None:
+    graph = network(EXPERTS.replace("WEIGH", "Mul(w1, e1)"))
+    groups = dependency_groups(graph)
+    assert {(g.kind, g.units) for g in groups} == {
+        ("expert", 3),
+        *(("hidden unit", n) for n in (5, 6, 7)),
+    }
+    assert certify(graph, groups) <= 1e-4
+    (experts,) = (i for i, g in enumerate(groups) if g.kind == "expert")
+    for gone in ([0], [1], [1, 2]):
+        keep = np.ones(groups.unit_count, bool)
+        keep[groups[experts].blocks[0][gone]] = False
+        pruned = restrict(groups, keep)
+        verify(pruned)
+        assert pruning_error(groups, keep, pruned) <= 1e-4
+        assert {c.name for c in pruned.all_constants()}.isdisjoint(f"{w}{i}" for i in gone for w in "ud")
+        for metric, cost in (("params", graph_cost(pruned).params), ("macs", graph_cost(pruned).macs)):
+            assert METRICS[metric](groups)(keep) == cost
+
+
+def test_an_expert_that_a_body_weighs_stays() -> None:
+    branch = "If(go) <then_branch = a () => (ab) { ab = Mul(w1, e1) }, else_branch = b () => (bb) { bb = Neg(e1) }>"
+    groups = dependency_groups(network(EXPERTS.replace("WEIGH", branch)))
+    assert {g.kind for g in groups} == {"hidden unit"}
 
 
 def test_a_loop_without_states() -> None:
