@@ -14,7 +14,8 @@ help:
 	@echo "make bench        our time over ONNX Runtime's on MobileNetV2 and ResNet-18"
 	@echo "make bench-size   grouping and pruning of 10,000 layers and of 8 billion parameters"
 	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
-	@echo "make coverage     groups, prunable share and certificate of every architecture of the zoo"
+	@echo "make coverage     groups, prunable share and certificate of the zoo's architectures, then the whole test"
+	@echo "                  on every model of torchvision beside Torch-Pruning (long; MODELS=resnet18,swin_t: a few)"
 	@echo "make clean        remove the virtual environment and what the demo made"
 
 $(BIN)/python:
@@ -32,6 +33,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e ".[test,dev]"
 	@touch $@ $(VENV)/.installed
+
+# Without dependencies: torchvision would replace torch, and its models work without its compiled part.
+$(VENV)/.installed-coverage: $(VENV)/.installed-test
+	$(PIP) install --no-deps -c constraints.txt torchvision torch-pruning pillow
+	@touch $@
 
 demo: $(VENV)/.installed
 	$(BIN)/secateur demo
@@ -58,8 +64,9 @@ bench-size: $(VENV)/.installed-test
 conformance: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) tests/conformance
 
-coverage: $(VENV)/.installed-test
-	$(BIN)/python -m tests.zoo.coverage
+coverage: $(VENV)/.installed-coverage
+	$(if $(MODELS),,$(BIN)/python -m tests.zoo.coverage)
+	$(BIN)/python -m tests.torchvision.coverage "$(MODELS)"
 
 clean:
 	rm -rf $(VENV) secateur-demo *.egg-info

@@ -404,6 +404,16 @@ QUANTISED: dict[str, tuple[str, list[str]]] = {
     ),
 }
 
+WITHOUT_RANK: dict[str, tuple[str, list[str]]] = {
+    "a branch decides the rank": (
+        """(float[2,6] x, bool c, float[6,8] w, float[8,5] h) => (float y) { a = MatMul(x, w) b = MatMul(a, h)
+        z = If (c) <then_branch = t () => (float[2,5] u) { u = Identity(b) }, else_branch = e () => (float[2] v) {
+        n = Constant<value_ints=[1]>() v = ReduceSum<keepdims=0>(b, n) }>
+        i = Constant<value_int=0>() y = Gather(z, i) }""",
+        ["w[1]: 8"],
+    ),
+}
+
 PATTERNS = {
     f"{family}: {name}": pattern
     for family, patterns in {
@@ -413,6 +423,7 @@ PATTERNS = {
         "linear": LINEAR,
         "selection": SELECTION,
         "quantised": QUANTISED,
+        "without rank": WITHOUT_RANK,
     }.items()
     for name, pattern in patterns.items()
 }

@@ -1,23 +1,20 @@
-"""`python -m tests.zoo.coverage` writes docs/coverage.md: what pruning finds in each architecture of the zoo."""
+"""`python -m tests.zoo.coverage` writes the section "Zoo" of docs/coverage.md: what pruning finds in each network."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from compiler.frontends import load
 from compiler.ir import SecateurError, Value
 from compiler.ir.cost import is_parameter
 from passes import Groups, Pipeline, certify, dependency_groups
+from tests.coverage_page import write_section
 from tests.zoo.entry import Entry, zoo
 
-PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
-
-_INTRODUCTION = """# Coverage
-
-Written by `python -m tests.zoo.coverage`: for each small architecture of `tests/zoo`, the dependency groups
-found, the share of its parameters that lie on an axis of some group, and the permutation certificate:
-the largest relative difference of any output after every group was permuted at random.
+_INTRODUCTION = """\
+Written by `python -m tests.zoo.coverage`: for each small architecture of `tests/zoo`, the dependency groups found,
+the share of its parameters that lie on an axis of some group, and the permutation certificate: the largest relative
+difference of any output after every group was permuted at random.
 
 | family | network | groups | prunable parameters | certificate |
 |---|---|---:|---:|---:|
@@ -54,8 +51,8 @@ def row(name: str, entry: Entry) -> str:
     return f"| {family} | {network} | {' | '.join(cells)} |"
 
 
-def page() -> str:
-    """The whole page: the table, and why some architectures keep much of their parameters."""
+def section() -> str:
+    """The table, and why some architectures keep much of their parameters."""
     rows = [row(name, entry) for name, entry in zoo().items()]
     reasons = [f"- **{name}**: {entry.explain}" for name, entry in zoo().items() if entry.explain]
     faults = [
@@ -70,16 +67,15 @@ def page() -> str:
     ]
     text = _INTRODUCTION + "\n".join(rows) + "\n"
     if reasons:
-        text += "\n## More than a fifth is fixed\n\n" + "\n".join(reasons) + "\n"
+        text += "\n### More than a fifth is fixed\n\n" + "\n".join(reasons) + "\n"
     if faults:
-        text += "\n## Known faults\n\n" + "\n".join(faults) + "\n"
+        text += "\n### Known faults\n\n" + "\n".join(faults) + "\n"
     return text
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(), encoding="utf-8")
+    """Write the section."""
+    write_section("Zoo", section())
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ import pytest
 
 from backends.lowering.prepare import prepare
 from compiler.frontends import load
-from compiler.ir import Graph, graph_cost, verify
+from compiler.ir import Graph, graph_cost
 from compiler.ir.execute import execute, random_inputs
 from passes import Context, Group, Groups, Pipeline, Prune, carried, certify, dependency_groups
 from passes.coupling.transform import restrict
-from passes.structured.check import pruning_error
+from tests.zoo.checks import TOLERANCE, check_pruning
 from tests.zoo.coverage import prunable_share
 from tests.zoo.entry import Entry, zoo
-
-TOLERANCE = 1e-4
 
 
 @cache
@@ -89,21 +87,6 @@ def test_a_tied_embedding_stays_one_tensor(name: str, frontend: str) -> None:
         assert [v.name for v in tables] == ["words.weight"]
         assert {n.op for n in stage.nodes if tables[0] in n.inputs} == {"Gather", "Transpose"}
     assert not any(v.is_constant for n in prepare(pruned).nodes if n.op == "Transpose" for v in n.inputs if v)
-
-
-def check_pruning(graph: Graph, ratio: float, scope: str) -> None:
-    context = Context()
-    pruned = Prune(ratio=ratio, scope=scope, metric="params")(graph, context)
-    verify(pruned)
-    report = context.reports["prune"][0]
-    assert report.reached == pytest.approx(ratio, abs=0.03)
-    data = random_inputs(graph)
-    before, after = execute(graph, data), execute(pruned, data)
-    assert {v.name: v.shape for v in pruned.inputs} == {v.name: v.shape for v in graph.inputs}
-    assert {n: v.shape for n, v in after.items()} == {n: v.shape for n, v in before.items()}
-    groups, keep = report.selection
-    error = pruning_error(groups, keep, pruned)
-    assert error is None or error <= TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "entry"), [pytest.param(n, e, id=n) for n, e in zoo().items() if not e.fault])

@@ -567,7 +567,9 @@ def pad_extents(new: Node, old: Node, kept: Kept) -> None:
 def gather_extents(new: Node, old: Node, kept: Kept) -> None:
     """Indices are renumbered, and those of what went are dropped."""
     x, index = old.inputs[0], old.inputs[1]
-    assert x is not None and x.shape is not None and index is not None
+    assert x is not None and index is not None
+    if x.shape is None:  # what a Loop stacks, say: it has no labels
+        return
     axis = int(old.attribute("axis", 0)) % len(x.shape)
     mask = kept.mask(x, axis)
     if mask is None:

@@ -1,0 +1,52 @@
+"""What every network must pass once its groups are known: it prunes to the ratio asked for, and the result runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from compiler.ir import Graph, verify
+from compiler.ir.execute import execute, random_inputs
+from passes import Context, Prune
+from passes.structured.check import pruning_error
+
+TOLERANCE = 1e-4
+"""Largest relative difference that rounding may cause."""
+NEAR = 0.03
+"""How far the ratio reached may be from the one asked for."""
+
+
+def check_pruning(
+    graph: Graph,
+    ratio: float,
+    scope: str,
+    *,
+    open_outputs: bool = False,
+    lap: Callable[[str], None] = lambda step: None,
+) -> float:
+    """Prune this share of the parameters and run both networks; returns the share reached.
+
+    AssertionError says what does not hold: the ratio, the shapes of inputs and outputs, or equality with the
+    silenced original. open_outputs: the data choose extents of outputs, such as the number of boxes; those may
+    change. lap: told when a step is done.
+    """
+    context = Context()
+    pruned = Prune(ratio=ratio, scope=scope, metric="params")(graph, context)
+    lap("prune")
+    verify(pruned)
+    report = context.reports["prune"][0]
+    assert abs(report.reached - ratio) <= NEAR, f"{report.reached:.3f} of the parameters went, not {ratio:g}"
+    assert {v.name: v.shape for v in pruned.inputs} == {v.name: v.shape for v in graph.inputs}
+    data = random_inputs(graph)
+    before, after = execute(graph, data), execute(pruned, data)
+    assert list(after) == list(before)
+    for value in graph.outputs:
+        was, now = before[value.name].shape, after[value.name].shape
+        stated = (value.shape or (None,) * len(was)) if open_outputs else was
+        same = len(was) == len(now) == len(stated) and all(
+            a == b or not isinstance(d, int) for a, b, d in zip(was, now, stated, strict=True)
+        )
+        assert same, f"the shape of output {value.name!r} was {was} and is {now}"
+    groups, keep = report.selection
+    error = pruning_error(groups, keep, pruned)
+    assert error is None or error <= TOLERANCE, f"it differs from the silenced original by {error:.1e}"
+    return float(report.reached)
