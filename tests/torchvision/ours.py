@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tests.torchvision.models import build, is_detector
@@ -19,6 +20,7 @@ from torch import nn
 from compiler.frontends import load
 from compiler.ir import Graph, SecateurError
 from passes import Groups, Pipeline, certify, dependency_groups
+from tests.torchvision.choices import certify_scores, scores, watched
 from tests.zoo.checks import TOLERANCE, check_pruning
 from tests.zoo.coverage import prunable_share
 from tests.zoo.entry import OPSET
@@ -77,12 +79,14 @@ def _script(model: nn.Module, arguments: tuple[Any, ...]) -> onnx.ModelProto:
     return onnx.load_from_string(file.getvalue())
 
 
-def certified(graph: Graph, groups: Groups, tries: int) -> float:
-    """The certificate on the first inputs where it holds, else on the last.
+def certified(graph: Graph, groups: Groups, names: list[str] | None, tries: int) -> float:
+    """The certificate on the values of these names, else on the outputs, and then on the first inputs where it holds.
 
-    A detector's choice of boxes and of the brightest pixel jumps where rounding decides, so it has several tries; a
-    wrong coupling fails all of them.
+    What a detector of two stages chooses in its first jumps where rounding decides, so it has several tries; a wrong
+    coupling fails all of them.
     """
+    if names is not None:
+        return certify_scores(groups, names)
     difference = math.inf
     for seed in range(tries):
         difference = certify(graph, groups, seed=seed, tolerance=math.inf)
@@ -104,8 +108,10 @@ def main(name: str) -> None:
     groups = dependency_groups(graph)
     tell(grouping_seconds=time.process_time() - start, groups=len(groups), share=prunable_share(groups))
     failures = {}
+    names = scores(graph, groups) if is_detector(name) else None
+    watch = None if names is None else partial(watched, names)
     try:
-        difference = certified(graph, groups, tries=3 if is_detector(name) else 1)
+        difference = certified(graph, groups, names, tries=3 if is_detector(name) else 1)
         tell(certificate=difference)
         if not difference <= TOLERANCE:
             failures["certificate"] = f"permuting the groups changes the outputs by {difference:.1e}"
@@ -118,7 +124,7 @@ def main(name: str) -> None:
             tell(**{f"{step}_{scope}_seconds": time.process_time() - start})
 
         try:
-            tell(**{scope: check_pruning(graph, 0.5, scope, open_outputs=is_detector(name), lap=lap)})
+            tell(**{scope: check_pruning(graph, 0.5, scope, open_outputs=is_detector(name), watch=watch, lap=lap)})
         except (AssertionError, SecateurError) as error:
             failures[scope] = first_line(error)
     tell(failures=failures)
