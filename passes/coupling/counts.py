@@ -69,9 +69,9 @@ class Counts:
         values = self._values.evaluate(node)
         if node.op == "Shape" and not node.domain:
             x = node.inputs[0]
-            axes = range(x.rank or 0) if x is not None else range(0)
-            part = slice(node.attribute("start", 0), node.attribute("end", None))
-            self._known[node.outputs[0]] = tuple(Count(x, a) for a in axes[part]) if x is not None else ()
+            if x is not None and x.rank is not None:  # what has no known rank has no labels
+                axes = range(x.rank)[slice(node.attribute("start", 0), node.attribute("end", None))]
+                self._known[node.outputs[0]] = tuple(Count(x, a) for a in axes)
             return []
         if node.op == "Size" and not node.domain:
             x = node.inputs[0]

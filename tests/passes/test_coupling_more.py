@@ -412,6 +412,12 @@ WITHOUT_RANK: dict[str, tuple[str, list[str]]] = {
         i = Constant<value_int=0>() y = Gather(z, i) }""",
         ["w[1]: 8"],
     ),
+    "an extent of unknown rank": (
+        """(float[2,6] x, float[6,8] w, float[8,5] h) => (float[2,5] y, int64 n) { a = MatMul(x, w) y = MatMul(a, h)
+        e = SequenceEmpty() s = SequenceInsert(e, y) i = Constant<value_int=0>() z = SequenceAt(s, i)
+        d = Shape(z) n = Gather(d, i) }""",
+        ["w[1]: 8"],
+    ),
 }
 
 PATTERNS = {

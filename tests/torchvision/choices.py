@@ -1,6 +1,6 @@
-"""Detectors choose boxes by rank and threshold, where rounding decides between near ties; what they choose from is compared.
+"""Detectors choose boxes by rank and threshold, where rounding decides between near ties.
 
-In a detector of one stage no weight lies behind a choice, so that the values that its choices read prove everything.
+So what they choose from is compared. In a detector of one stage no weight lies behind a choice, and that proves all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHOICES = {"TopK", "NonMaxSuppression", "NonZero", "ArgMax", "ArgMin"}
 
 
 def scores(graph: Graph, groups: Groups) -> list[str] | None:
-    """Names of the floating-point values that choices read; None where no choice is, or a group's weight lies behind one."""
+    """Names of the floating-point values that choices read; None without any, or where a weight lies behind one."""
     weights = {m.value for group in groups for m in group.members}
     behind: set[Value] = set()
     found: dict[str, None] = {}
@@ -45,7 +45,7 @@ def watched(names: list[str], graph: Graph) -> Graph:
 
 
 def certify_scores(groups: Groups, names: list[str], seed: int = 0) -> float:
-    """As `passes.certify` does on the outputs: the largest relative difference of these values; inf if it proves nothing."""
+    """The largest relative difference of these values under a permutation of all groups; inf if it proves nothing."""
     see, data = partial(watched, names), random_inputs(groups.graph, seed)
     source = random_permutation(groups, np.random.default_rng(seed))
     expected = execute(see(groups.graph), data, optimize=False)

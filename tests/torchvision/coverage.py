@@ -18,7 +18,7 @@ from tests.coverage_page import write_section
 from tests.torchvision.runs import Facts, Limits, Record, Task, preload, run_all
 
 ROOT = Path(__file__).parents[2]
-LIMITS = Limits(seconds=180, gigabytes=14)
+LIMITS = Limits(seconds=120, gigabytes=10)
 OURS, PEER = "tests.torchvision.ours", "tests.torchvision.peer"
 PACKAGES = ("torch", "torchvision", "torch-pruning")
 

@@ -43,12 +43,13 @@ def first_line(error: BaseException) -> str:
 def exported(model: nn.Module, arguments: tuple[Any, ...]) -> Graph | None:
     """The model as a graph: by torch's TorchScript exporter, else by torch.export and our torch frontend.
 
-    Tells which one it was, and how many parameters there are; what neither can do is told as `export_error`.
+    The latter also where the former leaves lists of tensors, which no axis can be followed through. Tells which one it
+    was, and how many parameters there are; what neither can do is told as `export_error`.
     """
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     tell(parameters=sum(p.numel() for p in model.parameters()))
-    ways: list[tuple[str, Callable[[], Any]]] = [
-        ("TorchScript", lambda: load(_script(model, arguments))),
+    ways: list[tuple[str, Callable[[], Graph]]] = [
+        ("TorchScript", lambda: _without_lists(load(_script(model, arguments)))),
         ("torch.export", lambda: load(model, args=arguments)),
     ]
     errors = []
@@ -63,6 +64,12 @@ def exported(model: nn.Module, arguments: tuple[Any, ...]) -> Graph | None:
         return graph
     tell(export_error="; ".join(errors))
     return None
+
+
+def _without_lists(graph: Graph) -> Graph:
+    if any(node.op.startswith("Sequence") for node in graph.nodes):
+        raise ValueError("the exporter leaves lists of tensors")
+    return graph
 
 
 def _script(model: nn.Module, arguments: tuple[Any, ...]) -> onnx.ModelProto:

@@ -57,7 +57,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_what_a_process_prints_and_how_it_ends(name: str, expected: dict) -> None:
     facts = run_task(Task("fake_task", name), LIMITS)
-    assert facts.pop("seconds") < 20
+    assert facts.pop("seconds") < 200
     assert facts == expected
 
 
@@ -66,7 +66,7 @@ def test_what_a_process_prints_and_how_it_ends(name: str, expected: dict) -> Non
 def test_time_limits(name: str, limit: float) -> None:
     facts = run_task(Task("fake_task", name), Limits(limit, 4))
     assert facts["error"] == f"time limit of {limit:g} s"
-    assert facts["seconds"] < 10
+    assert facts["seconds"] < 30
 
 
 def test_a_run_goes_on_where_it_stopped(fakes: Path) -> None:
