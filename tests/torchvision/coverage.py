@@ -1,7 +1,8 @@
 """`python -m tests.torchvision.coverage [MODEL,…]` runs every model and writes the section "torchvision" of the page.
 
-Results are kept in build/, so that an interrupted run goes on; what was found with other sources is found again.
-Named models are only run and printed. Without torchvision and Torch-Pruning (`make coverage` installs them) it says so.
+Results are kept in build/, so that an interrupted run goes on; what was found with other sources is found again. Named
+models are only run and printed; `--so-far` runs nothing and writes the page of what an unfinished run has found.
+Without torchvision and Torch-Pruning (`make coverage` installs them) it says so.
 """
 
 from __future__ import annotations
@@ -113,13 +114,14 @@ _HEAD = """| model | exported by | groups | prunable | certificate | local | glo
 """
 
 
-def section(results: dict[str, tuple[Facts, Facts]]) -> str:
-    """The counts, the table, and the reasons of what does not pass."""
+def section(results: dict[str, tuple[Facts, Facts]], total: int) -> str:
+    """The counts, the table, and the reasons of what does not pass; total: how many models there are."""
     text = _INTRODUCTION.format(seconds=LIMITS.seconds, gigabytes=LIMITS.gigabytes)
     ours, peers = [o for o, _ in results.values()], [p for _, p in results.values()]
     exporters = Counter(o["exporter"] for o in ours if "exporter" in o)
     versions = ", ".join(f"{p} {metadata.version(p).split('+')[0]}" for p in PACKAGES)
-    text += f"\nOf {len(results)} models ({versions}):\n\n"
+    missing = f" that have been run so far, of {total}" if len(results) < total else ""
+    text += f"\nOf {len(results)} models{missing} ({versions}):\n\n"
     text += f"- **{sum(map(passes, ours))} pass** our test; {exporters.total()} export to ONNX "
     text += f"({', '.join(f'{n} by {e}' for e, n in exporters.most_common())});\n"
     text += f"- **{sum(map(passes, peers))} pass** with Torch-Pruning; the pruned model of "
@@ -140,7 +142,8 @@ def main(wanted: str = "") -> None:
     from tests.torchvision.models import names
 
     known = names()
-    chosen = [n for n in wanted.replace(",", " ").split() if n]
+    so_far = wanted == "--so-far"
+    chosen = [] if so_far else wanted.replace(",", " ").split()
     unknown = sorted(set(chosen) - set(known))
     if unknown:
         raise SystemExit(f"torchvision has no model called {', '.join(unknown)}")
@@ -152,13 +155,15 @@ def main(wanted: str = "") -> None:
         tool = task.module.rsplit(".", 1)[-1]
         print(f"{time.monotonic() - start:6.0f} s  {tool} {task.name}: {reason(facts) or 'passes'}", flush=True)
 
-    preload((OURS, PEER))
-    run_all(todo, record, LIMITS, told=told)
-    results = {a.name: (record.found[a], record.found[b]) for a, b in zip(todo[::2], todo[1::2], strict=True)}
+    if not so_far:
+        preload((OURS, PEER))
+        run_all(todo, record, LIMITS, told=told)
+    pairs = [pair for pair in zip(todo[::2], todo[1::2], strict=True) if all(task in record.found for task in pair)]
+    results = {ours.name: (record.found[ours], record.found[peer]) for ours, peer in pairs}
     if chosen:
         print(_HEAD + "".join(row(name, *both) + "\n" for name, both in results.items()))
     else:
-        write_section("torchvision", section(results))
+        write_section("torchvision", section(results, len(known)))
 
 
 if __name__ == "__main__":
