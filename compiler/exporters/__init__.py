@@ -1,4 +1,8 @@
-"""The roads out of the IR: a Graph becomes a file that other tools read, or a torch module that trains on."""
+"""The roads out of the IR: a Graph becomes a file that other tools read, or a torch module that trains on.
+
+`export` writes into a file or into the user's own module; `to_module` makes a module of its own out of any graph, and
+`from_module` takes what was trained in it back into the graph.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,14 @@ from typing import TYPE_CHECKING, Any, overload
 from compiler.exporters.onnx import save_onnx, to_model_proto
 from compiler.exporters.output import check_output
 from compiler.exporters.torch import export_torch
+from compiler.exporters.torch.differentiable import from_module, to_module
 from compiler.frontends.torch import is_module
 from compiler.ir import Graph, SecateurError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_output", "export", "export_torch", "save_onnx", "to_model_proto"]
+__all__ = ["check_output", "export", "export_torch", "from_module", "save_onnx", "to_model_proto", "to_module"]
 
 
 @overload

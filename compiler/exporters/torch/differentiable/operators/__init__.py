@@ -1,0 +1,41 @@
+"""The rules, one file a family of operators; importing this registers them."""
+
+from compiler.exporters.torch.differentiable.operators import (
+    activation,
+    attention,
+    contrib,
+    control,
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    quantization,
+    recurrent,
+    reduction,
+    resize,
+    sequences,
+    spatial,
+)
+
+__all__ = [
+    "activation",
+    "attention",
+    "contrib",
+    "control",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "linear",
+    "movement",
+    "normalization",
+    "pooling",
+    "quantization",
+    "recurrent",
+    "reduction",
+    "resize",
+    "sequences",
+    "spatial",
+]
