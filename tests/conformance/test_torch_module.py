@@ -24,6 +24,9 @@ DEVIATIONS = {
     # ONNX Runtime gives out the lowest number where a mask forbids; the standard's own reference has minus infinity.
     "test_attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal",
     "test_attention_4d_with_past_and_present_qk_matmul_bias_4d_mask_causal",
+    # Less than half a step above the largest number torch rounds to that number, and ONNX Runtime to no number.
+    "test_cast_no_saturate_FLOAT_to_FLOAT8E4M3FN",
+    "test_cast_no_saturate_FLOAT16_to_FLOAT8E4M3FN",
 }
 
 

@@ -13,9 +13,10 @@ from examples.fashion_mnist.data import load_test_images, preprocess
 
 
 def test_fine_tuning_wins_accuracy_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     from examples.finetune_onnx import main
 
+    torch.set_num_threads(1)
     path = tmp_path / "finetuned.onnx"
     main(["-o", str(path), "--epochs", "2"])
     printed = capsys.readouterr().out
