@@ -10,11 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.transformers import optimizer
 
 from compiler.exporters import save_onnx
 from compiler.frontends import load
 from compiler.ir.execute import execute, random_inputs, relative_difference
-from passes import Pipeline, certify, dependency_groups
+from passes import Context, Pipeline, Prune, certify, dependency_groups
 from tests.zoo.entry import zoo
 from tests.zoo.test_zoo import TOLERANCE, check_pruning, described
 
@@ -112,3 +113,30 @@ def test_network_quantised_as_it_runs(name: str, per_channel: bool, tmp_path: Pa
     finally:
         logging.disable(logging.NOTSET)
     check(optimised(quantised, tmp_path / "fused.onnx"), name, {"DynamicQuantizeMatMul"}, tmp_path)
+
+
+def test_attention_that_the_runtime_s_transformer_tools_fuse(tmp_path: Path) -> None:
+    entry = zoo()["bert.bert"]
+    plain = entry.build()
+    onnx.save(plain, tmp_path / "plain.onnx")
+    logging.disable(logging.WARNING)
+    try:
+        fused = optimizer.optimize_model(
+            str(tmp_path / "plain.onnx"), model_type="bert", num_heads=2, hidden_size=16, opt_level=0
+        )
+        fused.save_model_to_file(str(tmp_path / "fused.onnx"))
+    finally:
+        logging.disable(logging.NOTSET)
+    graph = Pipeline("simplify")(load(tmp_path / "fused.onnx"))
+    assert {"Attention", "SkipLayerNormalization", "BiasGelu"} <= {n.op for n in graph.nodes}
+    # The tools take the mask for ones and zeros.
+    data = {n: np.ones_like(v) if v.dtype == np.float32 else v for n, v in random_inputs(graph).items()}
+    assert relative_difference(execute(graph, data), execute(plain, data)) <= 1e-5
+    for whole, expected in ((False, entry.expected), (True, entry.heads)):
+        groups = dependency_groups(graph, heads=whole)
+        assert certify(graph, groups, inputs=data) <= TOLERANCE
+        assert expected is not None
+        assert described([g for g in groups if g.kind == "head" or not whole]) == sorted(expected)
+        pruned = Prune(ratio=0.5, metric="params", heads=whole)(graph, Context())
+        before, after = execute(graph, data), execute(pruned, data)
+        assert {n: v.shape for n, v in after.items()} == {n: v.shape for n, v in before.items()}
