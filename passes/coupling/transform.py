@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -69,6 +70,25 @@ def restrict(groups: Groups, keep: np.ndarray) -> Graph:
     _rename_clashes(graph)
     infer_shapes(graph)
     return graph
+
+
+def origins(groups: Groups, keep: np.ndarray) -> Callable[[Value, int], np.ndarray | None]:
+    """A function of a value and its axis: for each position that `restrict` leaves, the position that it was.
+
+    It answers None where what stays differs from row to row.
+    """
+    source, flags = _to_the_end(groups, keep)
+
+    def origin(value: Value, axis: int) -> np.ndarray | None:
+        labels = groups.layouts[value][axis] if value in groups.layouts else None
+        if labels is None:
+            extent = (value.shape or ())[axis]
+            return np.arange(extent) if isinstance(extent, int) else None
+        if _conditional(labels, axis):
+            return None
+        return _positions(labels, axis, source).ravel()[flags[labels].ravel()]
+
+    return origin
 
 
 def _respell(groups: Groups, graph: Graph, kept: Kept) -> None:

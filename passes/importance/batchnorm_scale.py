@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.ir import Node, Value
-from passes.importance.criterion import Criterion, register_criterion
+from passes.importance.criterion import ParameterCriterion, register_criterion
 
 
 @register_criterion("bn_scale")
-class BatchNormScale(Criterion):
+class BatchNormScale(ParameterCriterion):
     """Sum of |gamma| over the group's BatchNormalizations; groups without one are not scored, so not pruned."""
 
     def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:

@@ -1,7 +1,8 @@
 """What a criterion is, and the one mechanism that turns scores of parameters into scores of units.
 
-A criterion scores single parameters; `unit_scores` sums the scores over everything that a unit owns in
-the constants that take part. So every per-parameter criterion of the literature becomes a grouped one.
+A criterion yields shares: scores of the positions of one axis, each of which belongs to a unit. `unit_scores` adds
+those of positions of one unit, and aggregates over the axes (members) that the unit lives on. So every per-parameter
+criterion of the literature becomes a grouped one.
 """
 
 from __future__ import annotations
@@ -14,36 +15,83 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from compiler.ir import Node, SecateurError, Value
+from passes.calibration.evidence import Evidence
 from passes.coupling.groups import Groups
-from passes.coupling.readers import readers
 from passes.importance.stored import row_values
 
 ENTRY_POINT_GROUP = "secateur.criteria"
 """Third parties register a Criterion subclass under this entry point group."""
 
+AGGREGATES = ("sum", "mean", "max", "prod")
+"""How the scores of a unit's members become one: their sum, mean, maximum or geometric mean."""
+
 _BLOCK = 1 << 24
 """Elements that are scored at a time."""
 
+Share = tuple[np.ndarray, np.ndarray]
+"""(unit ids, scores) of the positions of one member, of equal shape; -1 is no unit."""
+
 
 class Criterion(ABC):
-    """Importance of parameters: larger means more important."""
+    """Importance of units: larger means more important.
+
+    needs: what it asks of calibration: "" (nothing), "samples" or "labels".
+    """
 
     name: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     @abstractmethod
+    def shares(self, evidence: Evidence) -> Iterator[Share]:
+        """The scores of every member that takes part."""
+
+    def finish(self, totals: np.ndarray) -> np.ndarray:
+        """The score of each unit from the aggregate over all that it owns."""
+        return totals
+
+
+class ParameterCriterion(Criterion):
+    """A criterion that scores parameters one by one."""
+
     def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:
-        """Whether a constant takes part. uses: the (node, input index) pairs that read it or a view of it."""
+        """Whether a constant takes part. uses: the (node, input index) pairs that read it. By default weights do."""
+        return is_weight(constant, uses)
 
     @abstractmethod
     def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
         """Scores of `data`, element by element: the values of `rows` (along axis 0) of the constant, in float32."""
 
-    def finish(self, totals: np.ndarray) -> np.ndarray:
-        """The score of each unit from the sum over all that it owns."""
-        return totals
+    def prepare(self, evidence: Evidence) -> None:
+        """Gather what scores need beyond the weights; called once, before any is scored."""
+
+    def shares(self, evidence: Evidence) -> Iterator[Share]:
+        self.prepare(evidence)
+        for constant in evidence.constants():
+            if self.selects(constant, evidence.uses.get(constant, [])):
+                yield from self._shares_of(evidence, constant)
+
+    def _shares_of(self, evidence: Evidence, constant: Value) -> Iterator[Share]:
+        layout = evidence.groups.layouts.get(constant) or []
+        found = [None if labels is None else np.zeros(labels.shape) for labels in layout]
+        whole = 0.0
+        for rows in _row_blocks(constant):
+            data = row_values(constant, evidence.direct.get(constant, []), rows)
+            scores = self.score(data, constant, rows)
+            whole += float(scores.sum())
+            for labels, sums in zip(layout, found, strict=True):
+                if labels is not None and sums is not None:
+                    place = rows if labels.shape[0] > 1 else slice(None)
+                    sums[place] += scores.sum(
+                        axis=tuple(a for a, d in enumerate(labels.shape) if d == 1), keepdims=True
+                    )
+        if constant in evidence.owned:
+            yield np.array([evidence.owned[constant]]), np.array([whole])
+        for labels, sums in zip(layout, found, strict=True):
+            if labels is not None and sums is not None:
+                yield labels, sums
 
 
 _REGISTRY: dict[str, type[Criterion]] = {}
@@ -72,26 +120,27 @@ def criterion(name: str, seed: int = 0) -> Criterion:
     return _REGISTRY[name](seed)
 
 
-def unit_scores(groups: Groups, chosen: Criterion) -> np.ndarray:
+def unit_scores(
+    groups: Groups, chosen: Criterion, evidence: Evidence | None = None, *, aggregate: str = "sum"
+) -> np.ndarray:
     """The score of every unit, [groups.unit_count]; NaN for units that own nothing the criterion scores."""
     totals = np.zeros(groups.unit_count)
-    scored = np.zeros(groups.unit_count, bool)
-    uses, direct = readers(groups.graph), groups.graph.consumers()
-    owned = groups.owned()
-    for constant in groups.graph.all_constants():
-        layout = groups.layouts.get(constant) or []
-        moves = constant in owned or any(t is not None for t in layout)
-        if not moves or not chosen.selects(constant, uses.get(constant, [])):
-            continue
-        for rows in _row_blocks(constant):
-            scores = chosen.score(row_values(constant, direct.get(constant, []), rows), constant, rows)
-            if constant in owned:
-                totals[owned[constant]] += scores.sum()
-                scored[owned[constant]] = True
-            for labels in layout:
-                if labels is not None:
-                    _add(totals, scored, labels[rows] if labels.shape[0] > 1 else labels, scores)
-    return np.where(scored, chosen.finish(totals), np.nan)
+    members = np.zeros(groups.unit_count, np.int64)
+    for labels, scores in chosen.shares(evidence or Evidence(groups)):
+        units, inverse = np.unique(labels[labels >= 0], return_inverse=True)
+        own = np.bincount(inverse, scores[labels >= 0], len(units))
+        if aggregate == "max":
+            totals[units] = np.where(members[units] > 0, np.maximum(totals[units], own), own)
+        elif aggregate == "prod":
+            totals[units] += np.log(np.maximum(own, np.finfo(np.float64).tiny))
+        else:
+            totals[units] += own
+        members[units] += 1
+    if aggregate in ("mean", "prod"):
+        totals = totals / np.maximum(members, 1)
+    if aggregate == "prod":
+        totals = np.exp(totals)
+    return np.where(members > 0, chosen.finish(totals), np.nan)
 
 
 _WEIGHTS: dict[str, tuple[int, ...]] = {
@@ -113,14 +162,6 @@ def _row_blocks(constant: Value) -> Iterator[slice]:
     step = max(1, _BLOCK * length // max(1, constant.data.size))
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
-
-
-def _add(totals: np.ndarray, scored: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> None:
-    """Add scores to the units that own them."""
-    summed = scores.sum(axis=tuple(a for a, d in enumerate(labels.shape) if d == 1), keepdims=True)
-    owned = labels >= 0
-    np.add.at(totals, labels[owned], np.broadcast_to(summed, labels.shape)[owned])
-    scored[labels[owned]] = True
 
 
 def is_weight(constant: Value, uses: list[tuple[Node, int]]) -> bool:

@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from compiler.ir import Node, Value
-from passes.importance.criterion import Criterion, is_weight, register_criterion
-
-
-class Magnitude(Criterion):
-    """What L1 and L2 share: they compare the weights of convolutions and matrix products."""
-
-    def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:
-        return is_weight(constant, uses)
+from compiler.ir import Value
+from passes.importance.criterion import ParameterCriterion, register_criterion
 
 
 @register_criterion("l1")
-class L1(Magnitude):
+class L1(ParameterCriterion):
     """Sum of |w| over the group's weights."""
 
     def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
@@ -28,7 +21,7 @@ class L1(Magnitude):
 
 
 @register_criterion("l2")
-class L2(Magnitude):
+class L2(ParameterCriterion):
     """Square root of the sum of w^2 over the group's weights."""
 
     def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:

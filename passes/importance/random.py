@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.ir import Node, Value
-from passes.importance.criterion import Criterion, register_criterion
+from passes.importance.criterion import ParameterCriterion, register_criterion
 
 
 @register_criterion("random")
-class Random(Criterion):
+class Random(ParameterCriterion):
     """Uniform noise, the same for the same seed."""
 
     def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:

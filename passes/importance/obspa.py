@@ -1,0 +1,67 @@
+"""OBSPA's score: what the outputs of a layer lose, at the least, when inputs go and all other weights make up for it.
+
+"Structurally Prune Anything" (Wang et al., 2024, arXiv:2403.18955), after Optimal Brain Surgeon (Hassibi and Stork,
+NeurIPS 1992): with H = x'x over calibration inputs, removing the inputs c of a layer costs tr(W_c' (H^-1_cc)^-1 W_c).
+A channel of a convolution is the block of its kernel's positions. Summed over the layers that read a unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from passes.calibration.evidence import Evidence
+from passes.calibration.running import observe
+from passes.importance.criterion import Criterion, Share, register_criterion
+from passes.reconstruction.layers import Layer, layer_of
+from passes.reconstruction.solve import Regression
+
+_ROWS_PER_INPUT = 8
+_MIN_ROWS = 8192
+
+
+@register_criterion("obspa")
+class Obspa(Criterion):
+    """The second-order cost of losing a unit as an input, summed over the layers that read it."""
+
+    needs = "samples"
+
+    def shares(self, evidence: Evidence) -> Iterator[Share]:
+        layouts = evidence.groups.layouts
+        for node in evidence.graph.nodes:
+            layer = layer_of(node)
+            labels = None if layer is None else (layouts.get(layer.x) or [None] * 8)[layer.axis]
+            if layer is not None and labels is not None:
+                costs = self._costs(layer, evidence)
+                shape = [-1 if a == layer.axis else 1 for a in range(labels.ndim)]
+                yield labels, np.broadcast_to(costs.reshape(shape), labels.shape)
+
+    def _costs(self, layer: Layer, evidence: Evidence) -> np.ndarray:
+        """The cost of each position of the data's axis, [channels]."""
+        weights = layer.matrices()
+        blocks, inputs, outputs = weights.shape
+        regression = Regression(blocks, inputs, outputs, centered=layer.bias is not None)
+        y = layer.node.outputs[0]
+        rng = np.random.default_rng(self.seed)
+        wanted = max(_MIN_ROWS, _ROWS_PER_INPUT * inputs) // max(1, len(evidence.samples.batches)) + 1
+        for found in observe(evidence.graph, [layer.x, y], evidence.samples):
+            count = layer.row_count(found[y])
+            rows = np.arange(count) if count <= wanted else np.sort(rng.choice(count, wanted, replace=False))
+            regression.add(layer.inputs(found[layer.x], rows), np.zeros((blocks, len(rows), outputs)))
+        return _block_costs(regression.inverse(), weights, _kernel(layer)).ravel()
+
+
+def _kernel(layer: Layer) -> int:
+    """How many inputs a channel is."""
+    return math.prod(layer.weight.numpy().shape[2:]) if layer.node.op in ("Conv", "ConvTranspose") else 1
+
+
+def _block_costs(inverse: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
+    """tr(W_c' (H^-1_cc)^-1 W_c) for each run c of `size` inputs, [blocks, inputs / size]."""
+    blocks, inputs, outputs = weights.shape
+    parts = weights.reshape(blocks, inputs // size, size, outputs)
+    index = np.arange(inputs).reshape(-1, size)
+    own = inverse[:, index[:, :, None], index[:, None, :]]
+    return np.einsum("bcio,bcio->bc", parts, np.linalg.solve(own, parts))

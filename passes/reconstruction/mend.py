@@ -1,0 +1,182 @@
+"""Mending a pruning in closed form: each layer is solved again for what the original computed, from front to back.
+
+After OBSPA in "Structurally Prune Anything" (Wang et al., 2024, arXiv:2403.18955), which follows "Optimal Brain
+Compression" (Frantar and Alistarh, NeurIPS 2022, arXiv:2208.11580): the weights that stay solve the least-squares
+problem |W x - W' x'|^2. Here x' are the inputs of the pruned and already mended network, so that errors do not add
+up, and the ridge pulls towards the weights as they were. BatchNormalization then gets the statistics with which its
+result has the mean and the variance that it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from compiler.ir import ArrayConstant, Graph, Node, SecateurError, Value
+from passes.calibration.samples import Samples, warn_of_rank
+from passes.coupling.groups import Groups
+from passes.coupling.transform import origins
+from passes.reconstruction.layers import Layer, layer_of
+from passes.reconstruction.solve import Regression
+from passes.reconstruction.stepping import Stepper
+
+MENDS = ("none", "batchnorm", "layers")
+"""What is mended: nothing, only the statistics of BatchNormalization, or those and every layer."""
+
+_ROWS_PER_INPUT = 24
+"""Observations for each unknown; more add little."""
+_MIN_ROWS = 16384
+
+
+@dataclass
+class Mended:
+    """What was mended: names of nodes, and for those that were left, why."""
+
+    graph: Graph
+    layers: list[str] = field(default_factory=list)
+    normalizations: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+Origin = Callable[[Value, int], "np.ndarray | None"]
+
+
+def mend(
+    pruned: Graph,
+    groups: Groups,
+    keep: np.ndarray,
+    samples: Samples,
+    how: str = "layers",
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Mended:
+    """Mend `restrict(groups, keep)`, whose function should stay near that of the groups' graph on the samples.
+
+    how: one of MENDS. Memory: the samples' activations between two layers, and one second-moment matrix of a layer.
+    """
+    if how not in MENDS:
+        raise SecateurError("E_OPTION_VALUE", f"mend cannot be {how!r}", hint=f"one of: {', '.join(MENDS)}")
+    graph = pruned.copy()
+    result = Mended(graph)
+    if how == "none":
+        return result
+    work = _Mending(groups, graph, samples, origins(groups, keep), result, np.random.default_rng(seed))
+    nodes = [n for n in graph.nodes if n.op == "BatchNormalization" or (how == "layers" and layer_of(n) is not None)]
+    for done, node in enumerate(nodes):
+        progress(done, len(nodes))
+        if node.op == "BatchNormalization":
+            work.normalization(node)
+        else:
+            work.layer(node)
+    return result
+
+
+class _Mending:
+    """The original and the pruned network, run side by side."""
+
+    def __init__(
+        self, groups: Groups, graph: Graph, samples: Samples, origin: Origin, result: Mended, rng: np.random.Generator
+    ) -> None:
+        self._old = Stepper(groups.graph, samples)
+        self._new = Stepper(graph, samples)
+        self._twin = {node.outputs[0].name: node for node in groups.graph.nodes}
+        self._uses = graph.consumers()
+        self._origin = origin
+        self._result = result
+        self._rng = rng
+
+    def layer(self, node: Node) -> None:
+        """Solve for the weights of one layer."""
+        layer, old = layer_of(node), self._twin[node.outputs[0].name]
+        assert layer is not None
+        rows = self._origin(old.outputs[0], layer.axis)
+        if len(self._uses[layer.weight]) > 1 or rows is None:
+            self._result.left[node.name] = "its weights are shared" if rows is not None else "its outputs differ by row"
+            return
+        x, y = self._new.before(node, layer.x), self._old.after(old)
+        start = layer.matrices()
+        target = self._bias(layer)
+        centered = target is not None or self._followed_by_normalization(node)
+        regression = Regression(start.shape[0], start.shape[1], start.shape[2], centered=centered)
+        share = self._share(layer, y, start)
+        for inputs, outputs in zip(x, y, strict=True):
+            picked = self._picked(layer.row_count(outputs), share)
+            wanted = layer.outputs(outputs, picked)[:, rows].astype(np.float64)
+            if not centered and layer.bias is not None:
+                wanted = wanted - np.asarray(layer.bias.numpy(), np.float64)
+            wanted = wanted.reshape(len(picked), start.shape[0], -1).swapaxes(0, 1)
+            regression.add(layer.inputs(inputs, picked), wanted)
+        warn_of_rank(regression.rows, start.shape[1], node.describe())
+        solved = regression.solve(start)
+        if solved is None:
+            self._result.left[node.name] = "its second moments are singular"
+            return
+        weights, constant = solved
+        layer.weight.data = ArrayConstant(layer.stored(weights))
+        if target is not None:
+            value, before = target
+            like = value.numpy()
+            value.data = ArrayConstant((before + constant.ravel()).reshape(like.shape).astype(like.dtype))
+        self._result.layers.append(node.name)
+
+    def _share(self, layer: Layer, y: list[np.ndarray], start: np.ndarray) -> float:
+        """The share of rows that is looked at."""
+        total = sum(layer.row_count(a) for a in y)
+        return min(1.0, max(_MIN_ROWS, _ROWS_PER_INPUT * start.shape[1]) / max(1, total))
+
+    def _picked(self, count: int, share: float) -> np.ndarray:
+        if share >= 1:
+            return np.arange(count)
+        return np.sort(self._rng.choice(count, max(1, round(count * share)), replace=False))
+
+    def _bias(self, layer: Layer) -> tuple[Value, np.ndarray | float] | None:
+        """The constant that takes up a change of mean, and what of it the layer's result does not hold."""
+        if layer.bias is not None:
+            return (layer.bias, 0.0) if len(self._uses[layer.bias]) == 1 else None
+        readers = self._uses.get(layer.node.outputs[0], [])
+        if layer.node.op != "MatMul" or len(readers) != 1 or readers[0][0].op != "Add":
+            return None
+        added = readers[0][0].inputs[1 - readers[0][1]]
+        if added is None or not added.is_constant or len(self._uses[added]) > 1:
+            return None
+        if added.numpy().shape != layer.weight.numpy().shape[1:]:
+            return None
+        return added, np.asarray(added.numpy(), np.float64)
+
+    def _followed_by_normalization(self, node: Node) -> bool:
+        readers = self._uses.get(node.outputs[0], [])
+        return bool(readers) and all(reader.op == "BatchNormalization" for reader, _ in readers)
+
+    def normalization(self, node: Node) -> None:
+        """Give one BatchNormalization the mean and variance that leave its result's mean and variance alone."""
+        old = self._twin[node.outputs[0].name]
+        x, before = node.inputs[0], old.inputs[0]
+        mean, variance = node.inputs[3], node.inputs[4]
+        assert x is not None and before is not None and mean is not None and variance is not None
+        rows = self._origin(before, 1)
+        constant = mean.is_constant and variance.is_constant
+        if rows is None or not constant or len(self._uses[mean]) > 1 or len(self._uses[variance]) > 1:
+            self._result.left[node.name] = "its statistics are shared, or no constants"
+            return
+        was, is_now = _moments(self._old.before(old, before)), _moments(self._new.before(node, x))
+        m0, v0 = was[0][rows], was[1][rows]
+        epsilon = float(node.attribute("epsilon", 1e-5))
+        mu, spread = np.asarray(mean.numpy(), np.float64), np.asarray(variance.numpy(), np.float64) + epsilon
+        ratio = np.where((v0 > 1e-12) & (is_now[1] > 1e-12), is_now[1] / np.maximum(v0, 1e-12), 1.0)
+        shifted = is_now[0] - (m0 - mu) * np.sqrt(ratio)
+        mean.data = ArrayConstant(shifted.astype(mean.numpy().dtype))
+        variance.data = ArrayConstant(np.maximum(spread * ratio - epsilon, 0).astype(variance.numpy().dtype))
+        self._result.normalizations.append(node.name)
+
+
+def _moments(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each channel (axis 1)."""
+    count = sum(b.size // b.shape[1] for b in batches)
+    axes = tuple(a for a in range(batches[0].ndim) if a != 1)
+    mean = sum(b.sum(axes, dtype=np.float64) for b in batches) / count
+    shape = [-1 if a == 1 else 1 for a in range(batches[0].ndim)]
+    spread = sum(np.square(b - mean.reshape(shape)).sum(axes, dtype=np.float64) for b in batches) / count
+    return np.asarray(mean), np.asarray(spread)
