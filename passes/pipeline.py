@@ -206,6 +206,8 @@ def _syntax(text: str, problem: str) -> SecateurError:
 
 def _convert(text: str | list[str], kind: Any, where: str) -> Any:
     """Convert an option's text by its declared type: bool, int, float, str, tuple[T, ...], T | None."""
+    if kind is Any:
+        return text
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         members = typing.get_args(kind)
@@ -231,6 +233,8 @@ def _convert(text: str | list[str], kind: Any, where: str) -> Any:
 def _format_option(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(_format_option(v) for v in value) + "]"
+    if not isinstance(value, bool | None | int | float | str):
+        return f"<{type(value).__name__}>"
     return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 

@@ -29,6 +29,10 @@ from passes import Context, Pipeline, Prune, parse_passes
 from passes.structured import PruneReport
 
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the result with ONNX Runtime.")]
+_CRITERIA = (
+    "Without data: l1, l2, lamp, fpgm, bn_scale, random. With calibration data: obspa, wanda, flap, apoz, entropy, "
+    "activation_mean, activation_variance."
+)
 Names = Annotated[list[str] | None, typer.Option(help="Name pattern of groups, weights, nodes or kinds; repeatable.")]
 
 
@@ -81,15 +85,32 @@ def prune_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
     ratio: Annotated[float, typer.Option(help="Share of the metric to remove, between 0 and 1.")] = 0.5,
     metric: Annotated[str, typer.Option(help="macs or params.")] = "macs",
-    criterion: Annotated[str, typer.Option(help="l1, l2, bn_scale or random.")] = "l1",
-    scope: Annotated[str, typer.Option(help="local: the same share of each group; global: rank over all.")] = "local",
-    normalize: Annotated[str, typer.Option(help="Divide a group's scores by their mean, their max, or none.")] = "mean",
+    criterion: Annotated[str, typer.Option(help=_CRITERIA)] = "l1",
+    calibration: Annotated[
+        str | None, typer.Option(help="Sample inputs: an .npz, a folder of NAME.npy files, or none (noise).")
+    ] = None,
+    mend: Annotated[
+        str, typer.Option(help="Solve anew what stays: none, batchnorm, layers, or auto (layers for obspa).")
+    ] = "auto",
+    steps: Annotated[int, typer.Option(help="Prune in so many stages, scoring anew in between.")] = 1,
+    scope: Annotated[
+        str, typer.Option(help="local: the same share of each group; global, kind: rank over all; erk: by layer size.")
+    ] = "local",
+    normalize: Annotated[
+        str, typer.Option(help="Divide a group's scores by their mean, max or sum; gaussian; or none.")
+    ] = "mean",
+    aggregate: Annotated[str, typer.Option(help="A unit's scores become their sum, mean, max or prod.")] = "sum",
     round_to: Annotated[int, typer.Option(help="Widths that change become multiples of this.")] = 1,
     min_channels: Annotated[int, typer.Option(help="No group becomes narrower than this.")] = 1,
+    max_ratio: Annotated[float, typer.Option(help="No group loses a larger share of its units.")] = 1.0,
+    share: Annotated[
+        list[str] | None, typer.Option(help="PATTERN=0.3: groups that lose a share of their own; repeatable.")
+    ] = None,
+    keep_ends: Annotated[bool, typer.Option("--keep-ends", help="Spare the first and the last layer.")] = False,
     ignore: Names = None,
     only: Names = None,
     heads: Annotated[bool, typer.Option("--heads", help="Remove whole attention heads, not channels within.")] = False,
-    seed: Annotated[int, typer.Option(help="For the random criterion.")] = 0,
+    seed: Annotated[int, typer.Option(help="For what is drawn at random.")] = 0,
     shape: Shapes = None,
     force: Force = False,
     no_verify: NoVerify = False,
@@ -104,10 +125,17 @@ def prune_command(
         ratio=ratio,
         metric=metric,
         criterion=criterion,
+        calibration=calibration,
+        mend=mend,
+        steps=steps,
         scope=scope,
         normalize=normalize,
+        aggregate=aggregate,
         round_to=round_to,
         min_channels=min_channels,
+        max_ratio=max_ratio,
+        shares=tuple(share or ()),
+        keep_ends=keep_ends,
         ignore=tuple(ignore or ()),
         only=tuple(only or ()),
         heads=heads,
@@ -160,6 +188,11 @@ def _show_prunes(screen: Screen, context: Context, before_bytes: int | None = No
             f"asked to remove {report.requested:.2%} of {report.metric}, removed {report.reached:.2%}; "
             f"{sum(g.after < g.before for g in report.groups)} of {len(report.groups)} groups became narrower"
         )
+        if report.mended is not None:
+            done = report.mended
+            screen.print(
+                f"mended {len(done.layers)} layers and {len(done.normalizations)} normalisations; left {len(done.left)}"
+            )
         if report.unranked:
             screen.print(f"left whole: {', '.join(report.unranked[:6])}{' …' if len(report.unranked) > 6 else ''}")
 

@@ -42,8 +42,8 @@ class Samples:
 def calibration_samples(graph: Graph, source: Any, *, limit: int = 512, batch: int = BATCH) -> Samples:
     """Samples of a graph's inputs.
 
-    source: {input name: [samples, …]}; one array, for a model of one input; a path to an .npz of such arrays or to a
-    folder of NAME.npy files; an iterable of such mappings, arrays or (array, labels) pairs, each a batch; "none" for
+    source: {input name: [samples, …]}; one array, for a model of one input; a path to an .npz of such arrays, to an
+    .npy of one, or to a folder of NAME.npy files; an iterable of such mappings, arrays or (array, labels) pairs, each a batch; "none" for
     standard normal noise; or Samples. Labels are found under "labels". limit: at most so many samples. batch: samples a
     batch where the model's first extent is symbolic. Raises E_CALIBRATION.
     """
@@ -72,7 +72,7 @@ def noise_samples(graph: Graph, count: int, *, seed: int = 0, batch: int = BATCH
 
 def _arrays(graph: Graph, source: Any, limit: int) -> dict[str, np.ndarray]:
     if isinstance(source, str | Path):
-        return _from_path(Path(source))
+        return _from_path(graph, Path(source))
     if isinstance(source, np.ndarray):
         return {_only_input(graph): source}
     if isinstance(source, Mapping):
@@ -82,13 +82,14 @@ def _arrays(graph: Graph, source: Any, limit: int) -> dict[str, np.ndarray]:
     raise _wrong(f"a {type(source).__name__} is no calibration data", "give arrays, a path, an iterator, or 'none'")
 
 
-def _from_path(path: Path) -> dict[str, np.ndarray]:
+def _from_path(graph: Graph, path: Path) -> dict[str, np.ndarray]:
     try:
         if path.is_dir():
             return {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
-        with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise _wrong(f"{path} holds one array without a name", "save it with np.savez(path, INPUT=array)")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            return {_only_input(graph): archive}
+        with archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise _wrong(

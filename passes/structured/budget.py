@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -56,16 +56,37 @@ def _shapes(node: Node, kept: Kept) -> dict[Value, tuple[int, ...]]:
     return {v: kept.shape(v) for v in (*node.inputs, *node.outputs) if v is not None and v.shape is not None}
 
 
-def choose_steps(ladders: Sequence[Ladder], groups: Groups, metric: Metric, ratio: float, scope: str) -> list[int]:
+def choose_steps(
+    ladders: Sequence[Ladder],
+    groups: Groups,
+    metric: Metric,
+    ratio: float,
+    scope: str,
+    fixed: Mapping[int, int] | None = None,
+) -> list[int]:
     """Steps to take of each ladder so that the metric falls by `ratio`, as nearly as the steps allow.
 
-    scope "global" takes the least important steps of the whole network first; "local" takes the same share
-    of every group. Raises E_RATIO_UNREACHABLE when even the whole of every ladder is too little.
+    scope: how the network is walked; see `PATHS`. fixed: ladders whose steps are settled. Raises E_RATIO_UNREACHABLE
+    when even the whole of every ladder is too little.
     """
+    fixed = fixed or {}
+    free = [i for i in range(len(ladders)) if i not in fixed]
+    settled = keep_flags(groups, [ladders[i] for i in fixed], list(fixed.values()))
+    chosen = _choose([ladders[i] for i in free], groups, metric, ratio, scope, settled)
+    steps = {**fixed, **dict(zip(free, chosen, strict=True))}
+    return [steps[i] for i in range(len(ladders))]
+
+
+def _choose(
+    ladders: Sequence[Ladder], groups: Groups, metric: Metric, ratio: float, scope: str, settled: np.ndarray
+) -> list[int]:
+    """The steps of the ladders that are free, beside what is settled."""
+    if not ladders:
+        return []
     full = metric(np.ones(groups.unit_count, bool))
 
     def fallen(steps: Sequence[int]) -> float:
-        return 1 - metric(keep_flags(groups, ladders, steps)) / full
+        return 1 - metric(keep_flags(groups, ladders, steps) & settled) / full
 
     caps = np.array([int(ladder.allowed[-1]) for ladder in ladders])
     most = fallen(caps.tolist())
@@ -75,7 +96,7 @@ def choose_steps(ladders: Sequence[Ladder], groups: Groups, metric: Metric, rati
             f"a ratio of {ratio:g} cannot be reached: at most {max(most, 0):.4f} can go",
             hint="lower the ratio, min_channels or round_to, or ignore less; `secateur groups` shows what is fixed",
         )
-    path = _global_path(ladders) if scope == "global" else _local_path(ladders)
+    path = PATHS[scope](ladders)
     best, gap = caps.tolist(), abs(most - ratio)
     for _ in range(_MAX_ROUNDS):
         under, over = _bracket(path, ladders, caps, fallen, ratio)
@@ -162,6 +183,47 @@ def _local_path(ladders: Sequence[Ladder]) -> tuple[Path, int]:
     lengths = np.array([len(ladder.scores) for ladder in ladders])
     finest = 4 * int(lengths.max())
     return lambda position: position * lengths // finest, finest
+
+
+def _kind_path(ladders: Sequence[Ladder]) -> tuple[Path, int]:
+    """The same share of every kind (channels, heads, hidden units), the least important of each kind first."""
+    of_kind: dict[str, list[int]] = {}
+    for index, ladder in enumerate(ladders):
+        of_kind.setdefault(ladder.group.kind, []).append(index)
+    ways = [(members, *_global_path([ladders[i] for i in members])) for members in of_kind.values()]
+    finest = 4 * max(length for _, _, length in ways)
+
+    def wanted(position: int) -> np.ndarray:
+        steps = np.zeros(len(ladders), np.int64)
+        for members, way, length in ways:
+            steps[members] = way(position * length // finest)
+        return steps
+
+    return wanted, finest
+
+
+def _erk_path(ladders: Sequence[Ladder]) -> tuple[Path, int]:
+    """Erdős–Rényi-kernel densities: wide layers lose a larger share than narrow ones.
+
+    Evci et al., "Rigging the Lottery" (ICML 2020, arXiv:1911.11134): the density of a layer is proportional to
+    (n_in + n_out + k_h + k_w) / (n_in n_out k_h k_w), here of the largest weight of each group, and at most 1.
+    """
+    shapes = [max((m.value.static_shape or (1,) for m in ladder.group.members), key=math.prod) for ladder in ladders]
+    density = np.array([sum(shape) / max(1, math.prod(shape)) for shape in shapes])
+    density = density / density.min()
+    lengths = np.array([len(ladder.scores) for ladder in ladders])
+    finest = 4 * int(lengths.max())
+    return lambda p: np.floor(np.maximum(0, 1 - (1 - p / finest) * density) * lengths).astype(np.int64), finest
+
+
+PATHS: dict[str, Callable[[Sequence[Ladder]], tuple[Path, int]]] = {
+    "local": _local_path,
+    "global": _global_path,
+    "kind": _kind_path,
+    "erk": _erk_path,
+}
+"""Ways from the whole network to the most that can go: the same share of each group, the least important first of the
+whole network or of each kind of unit, or shares by the layers' sizes."""
 
 
 def keep_flags(groups: Groups, ladders: Sequence[Ladder], steps: Sequence[int]) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 
 from passes.coupling.groups import Group
 
-NORMALIZATIONS = ("mean", "max", "none")
+NORMALIZATIONS = ("mean", "max", "sum", "gaussian", "none")
+"""What the scores of a group are divided by before groups are compared; gaussian: its mean comes off first."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +42,46 @@ class Ladder:
 
 
 def build_ladders(
-    groups: Sequence[Group], scores: np.ndarray, *, normalize: str, round_to: int, min_channels: int
+    groups: Sequence[Group],
+    scores: np.ndarray,
+    *,
+    normalize: str,
+    round_to: int,
+    min_channels: int,
+    max_ratio: float = 1.0,
 ) -> list[Ladder]:
-    """One ladder for each group whose units all have scores (others cannot be ranked and stay whole)."""
+    """One ladder for each group whose units all have scores (others cannot be ranked and stay whole).
+
+    max_ratio: the largest share of a group's units that may go.
+    """
     ladders = []
     for group in groups:
         own = [scores[block] for block in group.blocks]
         joined = np.concatenate(own)
         if np.isnan(joined).any():
             continue
-        scale = {"mean": joined.mean(), "max": joined.max(), "none": 1.0}[normalize]
-        scale = scale if scale > 0 else 1.0
+        offset = joined.mean() if normalize == "gaussian" else 0.0
+        scale = _scale(joined, normalize)
         blocks = tuple(b[np.argsort(s, kind="stable")] for b, s in zip(group.blocks, own, strict=True))
         per_step = [np.sort(s)[: group.size * w].reshape(group.size, w) for s, w in zip(own, group.step, strict=True)]
-        means = np.concatenate(per_step, axis=1).mean(axis=1) / scale
-        ladders.append(Ladder(group, blocks, means, _allowed(group, round_to, min_channels)))
+        means = (np.concatenate(per_step, axis=1).mean(axis=1) - offset) / scale
+        ladders.append(Ladder(group, blocks, means, _allowed(group, round_to, min_channels, max_ratio)))
     return ladders
 
 
-def _allowed(group: Group, round_to: int, min_channels: int) -> np.ndarray:
+def _scale(scores: np.ndarray, normalize: str) -> float:
+    """What scores are divided by; 1 where that would be nothing."""
+    scales = {"mean": scores.mean(), "max": scores.max(), "sum": scores.sum(), "gaussian": scores.std()}
+    scale = float(scales.get(normalize, 1.0))
+    return scale if scale > 0 else 1.0
+
+
+def _allowed(group: Group, round_to: int, min_channels: int, max_ratio: float) -> np.ndarray:
     steps = np.arange(group.size + 1)
     remaining = group.units - steps * sum(group.step)
     whole = np.all([len(b) - steps * s >= 1 for b, s in zip(group.blocks, group.step, strict=True)], axis=0)
     whole &= group.size - steps >= group.minimum
+    whole &= steps <= max_ratio * group.size
     fine = whole & (remaining >= min_channels) & (remaining % round_to == 0)
     fine[0] = True
     return steps[fine]

@@ -10,19 +10,20 @@ import difflib
 import math
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from compiler.ir import Cost, Graph, SecateurError, graph_cost
+from passes.calibration import Evidence, Samples, calibration_samples
+from passes.coupling.contractions import contractions
 from passes.coupling.groups import Fixed, Group, Groups, dependency_groups
 from passes.coupling.transform import restrict
-from passes.importance import criterion, unit_scores
+from passes.importance import AGGREGATES, Criterion, criterion, unit_scores
 from passes.pipeline import Context, Pass, register_pass
-from passes.structured.budget import METRICS, choose_steps, keep_flags
-from passes.structured.ladder import NORMALIZATIONS, build_ladders
-
-SCOPES = ("global", "local")
+from passes.reconstruction import MENDS, Mended, mend
+from passes.structured.budget import METRICS, PATHS, choose_steps, keep_flags
+from passes.structured.ladder import NORMALIZATIONS, Ladder, build_ladders
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,15 @@ class GroupChange:
     name: str
     before: int
     after: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One removal: the groups it chose from, one flag a unit, and the graph as it came out, not yet mended."""
+
+    groups: Groups
+    keep: np.ndarray
+    pruned: Graph
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,14 @@ class PruneReport:
     groups: tuple[GroupChange, ...]
     unranked: tuple[str, ...]
     fixed: tuple[Fixed, ...]
-    selection: tuple[Groups, np.ndarray] = field(repr=False)
-    """The groups of the unpruned graph, and one flag a unit: what `check.pruning_error` needs."""
+    stages: tuple[Stage, ...] = field(repr=False)
+    """One for each step of an iterative pruning."""
+    mended: Mended | None = None
+
+    @property
+    def selection(self) -> tuple[Groups, np.ndarray]:
+        """The groups of the graph before the last stage, and one flag a unit: what `check.pruning_error` needs."""
+        return self.stages[-1].groups, self.stages[-1].keep
 
 
 @register_pass("prune")
@@ -55,26 +71,37 @@ class PruneReport:
 class Prune(Pass):
     """Remove a share of the network's cost, unit by unit.
 
-    ratio: share of `metric` to remove, in (0, 1). metric: macs or params. criterion: how parameters are scored
-    (l1, l2, bn_scale, random, …). scope: take the same share of each group (local) or rank over the whole network
-    (global). normalize: scores of a group are divided by their mean or max, or not (none), before groups are
-    compared. round_to: widths that change become multiples of this. min_channels: no group becomes narrower.
-    ignore, only: patterns (shell style) of groups, constants, nodes or kinds ("expert") to spare, or to restrict
-    pruning to.
-    heads: attention loses whole heads instead of channels within each head. seed: for criteria that draw
-    random numbers.
+    ratio: share of `metric` to remove, in (0, 1). metric: macs or params. criterion: how parameters are scored; see
+    `passes.importance`. aggregate: how a unit's scores on its members become one (sum, mean, max, prod). scope: take
+    the same share of each group (local), rank over the whole network (global) or over each kind of unit (kind), or give
+    large layers more to lose (erk). normalize: what scores of a group are divided by (mean, max, sum, none; gaussian
+    takes the mean off first) before groups are compared. round_to: widths that change become multiples of this.
+    min_channels: no group becomes narrower. max_ratio: no group loses a larger share of its units. shares:
+    "PATTERN=0.3" for groups that lose a share of their own, ranked among themselves. keep_ends: spare what the first
+    layer makes and what the last reads. ignore, only: patterns (shell style) of groups, constants, nodes or kinds
+    ("expert") to spare, or to restrict pruning to. heads: attention loses whole heads instead of channels within each
+    head. steps: prune in so many stages, scoring anew in between. calibration: data for criteria and mending; see
+    `passes.calibration.calibration_samples`. mend: none, batchnorm, layers, or auto (layers for the criterion obspa);
+    see `passes.reconstruction.mend`. seed: for criteria that draw random numbers, and for noise.
     """
 
     ratio: float = 0.5
     metric: str = "macs"
     criterion: str = "l1"
+    aggregate: str = "sum"
     scope: str = "local"
     normalize: str = "mean"
     round_to: int = 1
     min_channels: int = 1
+    max_ratio: float = 1.0
+    shares: tuple[str, ...] = ()
+    keep_ends: bool = False
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     heads: bool = False
+    steps: int = 1
+    calibration: Any = field(default=None, compare=False)
+    mend: str = "auto"
     seed: int = 0
     changes_function: ClassVar[bool] = True
 
@@ -87,24 +114,71 @@ class Prune(Pass):
                 hint="ratio=0.5 removes half of the metric",
             )
         _one_of("metric", self.metric, tuple(METRICS))
-        _one_of("scope", self.scope, SCOPES)
+        _one_of("scope", self.scope, tuple(PATHS))
         _one_of("normalize", self.normalize, NORMALIZATIONS)
-        for name in ("round_to", "min_channels"):
+        _one_of("aggregate", self.aggregate, AGGREGATES)
+        _one_of("mend", self.mend, ("auto", *MENDS))
+        if not 0 < self.max_ratio <= 1:
+            raise SecateurError(
+                "E_OPTION_VALUE", "max_ratio must be more than 0 and at most 1", where="prune(max_ratio=…)"
+            )
+        for name in ("round_to", "min_channels", "steps"):
             if getattr(self, name) < 1:
                 raise SecateurError("E_OPTION_VALUE", f"{name} must be at least 1", where=f"prune({name}=…)")
 
     def run(self, graph: Graph, context: Context) -> Graph:
         chosen = criterion(self.criterion, self.seed)
+        mending = self._mending()
+        samples = None
+        if self.calibration is not None or (mending != "none" and chosen.needs != "labels"):
+            samples = calibration_samples(graph, "none" if self.calibration is None else self.calibration)
+        stages: list[Stage] = []
+        ladders: list[Ladder] = []
+        mended: Mended | None = None
+        current = graph
+        each = 1 - (1 - self.ratio) ** (1 / self.steps)
+        for number in range(self.steps):
+            stage, found = self._stage(current, chosen, samples, each, context)
+            stages.append(stage)
+            ladders = ladders or found
+            current = stage.pruned
+            if mending != "none":
+                assert samples is not None
+                mended = mend(
+                    current,
+                    stage.groups,
+                    stage.keep,
+                    samples,
+                    mending,
+                    seed=self.seed,
+                    progress=lambda done, total, n=number: context.progress(f"mending {n + 1}", done, total),  # type: ignore[misc]
+                )
+                current = mended.graph
+        context.report(self.name, self._report(graph, current, stages, ladders, mended))
+        return current
+
+    def _mending(self) -> str:
+        if self.mend != "auto":
+            return self.mend
+        return "layers" if self.criterion == "obspa" else "none"
+
+    def _stage(
+        self, graph: Graph, chosen: Criterion, samples: Samples | None, ratio: float, context: Context
+    ) -> tuple[Stage, list[Ladder]]:
+        """One removal of `ratio` of the metric."""
         context.progress("grouping", 0, 3)
         groups = dependency_groups(graph, heads=self.heads)
         context.progress("scoring", 1, 3)
         candidates = select_groups(groups, self.ignore, self.only)
+        if self.keep_ends:
+            candidates = _without_ends(groups, candidates)
         ladders = build_ladders(
             candidates,
-            unit_scores(groups, chosen),
+            unit_scores(groups, chosen, Evidence(groups, samples), aggregate=self.aggregate),
             normalize=self.normalize,
             round_to=self.round_to,
             min_channels=self.min_channels,
+            max_ratio=self.max_ratio,
         )
         if not ladders:
             raise SecateurError(
@@ -114,29 +188,63 @@ class Prune(Pass):
             )
         context.progress("choosing", 2, 3)
         metric = METRICS[self.metric](groups)
-        steps = choose_steps(ladders, groups, metric, self.ratio, self.scope)
-        keep = keep_flags(groups, ladders, steps)
+        fixed = _fixed_shares(ladders, self.shares, self.steps)
+        keep = keep_flags(groups, ladders, choose_steps(ladders, groups, metric, ratio, self.scope, fixed))
         pruned = restrict(groups, keep)
         context.progress("pruned", 3, 3)
+        return Stage(groups, keep, pruned), ladders
+
+    def _report(
+        self, graph: Graph, pruned: Graph, stages: list[Stage], ladders: list[Ladder], mended: Mended | None
+    ) -> PruneReport:
+        first, last = stages[0].groups, stages[-1]
         ranked = {ladder.group.name for ladder in ladders}
-        changes = tuple(
-            GroupChange(ladder.group.name, ladder.group.units, ladder.group.units - n * sum(ladder.group.step))
-            for ladder, n in zip(ladders, steps, strict=True)
-        )
+        widths = {g.name: int(sum(last.keep[b].sum() for b in g.blocks)) for g in last.groups}
         before, after = graph_cost(graph), graph_cost(pruned)
-        report = PruneReport(
+        return PruneReport(
             metric=self.metric,
             requested=self.ratio,
             reached=1 - getattr(after, self.metric) / getattr(before, self.metric),
             before=before,
             after=after,
-            groups=changes,
-            unranked=tuple(g.name for g in groups if g.name not in ranked),
-            fixed=groups.fixed,
-            selection=(groups, keep),
+            groups=tuple(GroupChange(g.name, g.units, widths.get(g.name, 0)) for g in (x.group for x in ladders)),
+            unranked=tuple(g.name for g in first if g.name not in ranked),
+            fixed=first.fixed,
+            stages=tuple(stages),
+            mended=mended,
         )
-        context.report(self.name, report)
-        return pruned
+
+
+def _without_ends(groups: Groups, candidates: list[Group]) -> list[Group]:
+    """The groups that neither the first layer makes nor the last one reads."""
+    layers = [node for node in groups.graph.nodes if next(contractions(node), None) is not None]
+    ends = {id(node) for node in (layers[:1] + layers[-1:])}
+    return [g for g in candidates if not any(id(n) in ends for m in g.members for n in m.nodes)]
+
+
+def _fixed_shares(ladders: list[Ladder], shares: tuple[str, ...], stages: int) -> dict[int, int]:
+    """For ladders that lose a share of their own, how many steps: the least important of all that one pattern names."""
+    fixed: dict[int, int] = {}
+    for text in shares:
+        pattern, _, number = text.rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = -1.0
+        named = [i for i, ladder in enumerate(ladders) if _matches(ladder.group, pattern) and i not in fixed]
+        if not 0 <= share < 1 or not named:
+            raise SecateurError(
+                "E_OPTION_VALUE",
+                f"{text!r} names no group" if 0 <= share < 1 else f"{text!r} is no share",
+                where="prune(shares=…)",
+                hint='write "PATTERN=0.3"; `secateur groups MODEL` lists the names',
+            )
+        share = 1 - (1 - share) ** (1 / stages)
+        owner = np.repeat(named, [len(ladders[i].scores) for i in named])
+        order = owner[np.argsort(np.concatenate([ladders[i].scores for i in named]), kind="stable")]
+        taken = np.bincount(order[: round(share * len(order))], minlength=len(ladders))
+        fixed.update({i: ladders[i].floor(int(taken[i])) for i in named})
+    return fixed
 
 
 def select_groups(groups: Groups, ignore: tuple[str, ...], only: tuple[str, ...]) -> list[Group]:

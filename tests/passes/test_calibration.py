@@ -1,0 +1,96 @@
+"""Calibration data in, checked; and what goes wrong with it, in clear words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compiler.ir import Graph, SecateurError
+from passes.calibration import Samples, calibration_samples, noise_samples
+from tests.networks import network
+
+OPEN = "(float[N,4] x, float[4,3] w) => (float[N,3] y) { y = MatMul(x, w) }"
+FIXED = OPEN.replace("N", "8")
+TWO = """(float[N,4] x, int64[N,2] x2, float[4,3] w, float[9,3] t) => (float[N,2,3] y) { a = MatMul(x, w)
+    u = Constant<value_ints=[1]>() b = Unsqueeze(a, u) e = Gather(t, x2) y = Add(b, e) }"""
+
+X = np.random.default_rng(0).standard_normal((70, 4)).astype(np.float32)
+
+
+def graph(text: str = OPEN) -> Graph:
+    return network(text)
+
+
+def joined(samples: Samples, name: str = "x") -> np.ndarray:
+    return np.concatenate([feeds[name] for feeds in samples])
+
+
+def test_arrays_paths_and_iterators_give_the_same_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=X, labels=np.arange(70))
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "x.npy", X)
+    np.save(tmp_path / "folder" / "labels.npy", np.arange(70))
+    sources: list[Any] = [
+        {"x": X, "labels": np.arange(70)},
+        tmp_path / "data.npz",
+        str(tmp_path / "folder"),
+        ((X[i : i + 7], np.arange(i, i + 7)) for i in range(0, 70, 7)),
+        [{"x": X[:30], "labels": np.arange(30)}, {"x": X[30:], "labels": np.arange(30, 70)}],
+    ]
+    for source in sources:
+        samples = calibration_samples(graph(), source)
+        assert len(samples) == 70
+        np.testing.assert_array_equal(joined(samples), X)
+        assert samples.labels is not None
+        np.testing.assert_array_equal(np.concatenate(samples.labels), np.arange(70))
+    np.testing.assert_array_equal(joined(calibration_samples(graph(), X)), X)
+
+
+def test_batches_are_those_that_the_model_takes() -> None:
+    assert [len(f["x"]) for f in calibration_samples(graph(), X)] == [32, 32, 6]
+    assert [len(f["x"]) for f in calibration_samples(graph(FIXED), X)] == [8] * 8  # the rest fills no batch
+    assert len(calibration_samples(graph(), X, limit=40)) == 40
+    assert [len(f["x"]) for f in noise_samples(graph(FIXED), 20)] == [8] * 3
+
+
+def test_integers_are_widened_and_doubles_narrowed() -> None:
+    samples = calibration_samples(graph(TWO), {"x": X.astype(np.float64), "x2": np.zeros((70, 2), np.int32)})
+    feeds = samples.batches[0]
+    assert (feeds["x"].dtype, feeds["x2"].dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "message"),
+    [
+        (OPEN, {"z": X}, "there is no data for input 'x'.*the data holds z"),
+        (OPEN, {"x": X, "z": X}, "the model has no input 'z'"),
+        (OPEN, {"x": X[:, :3]}, "input 'x' is samplesx4, and the data 70x3"),
+        (OPEN, {"x": X[0]}, "input 'x' is samplesx4, and the data 4"),
+        (OPEN, {"x": X[:0]}, "input 'x' is samplesx4, and the data 0x4"),
+        (OPEN, {"x": X.astype(complex)}, "is of float32, and the data of complex128"),
+        (TWO, {"x": X, "x2": np.zeros((70, 2), np.float32)}, "is of int64, and the data of float32"),
+        (OPEN, {"x": np.where(X > 2, np.nan, X)}, "holds NaN or infinity"),
+        (OPEN, {"x": X, "labels": np.arange(3)}, "differ in their number of samples"),
+        (FIXED, {"x": X[:5]}, "takes 8 samples at a time, and there are 5"),
+        (TWO, X, "the model has 2 inputs"),
+        (OPEN, 7, "a int is no calibration data"),
+        (OPEN, [X, X[:, :2]], "batches do not fit each other"),
+        (OPEN, "missing.npz", "cannot be read"),
+    ],
+)
+def test_wrong_data_is_refused(text: str, source: Any, message: str) -> None:
+    with pytest.raises(SecateurError, match="(?s)E_CALIBRATION.*" + message):
+        calibration_samples(graph(text), source)
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 this is no archive")
+    with pytest.raises(SecateurError, match="E_CALIBRATION"):
+        calibration_samples(graph(), tmp_path / "bad.npz")
+    np.save(tmp_path / "one.npy", X)
+    np.testing.assert_array_equal(joined(calibration_samples(graph(), tmp_path / "one.npy")), X)
+    with pytest.raises(SecateurError, match="the model has 2 inputs"):
+        calibration_samples(graph(TWO), tmp_path / "one.npy")

@@ -1,0 +1,180 @@
+"""Layers as regressions, their solution, and what mending gives back."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler.frontends import load
+from compiler.ir import Graph
+from compiler.ir.execute import execute, random_inputs
+from examples.fashion_mnist.data import load_test_images, preprocess
+from passes import Context, Pipeline, Prune, dependency_groups
+from passes.calibration import calibration_samples, noise_samples
+from passes.coupling.transform import restrict
+from passes.reconstruction import MENDS, mend
+from passes.reconstruction.layers import layer_of
+from passes.reconstruction.solve import Regression
+from tests.networks import network
+
+LAYERS = {
+    "convolution": "(float[2,6,9,8] x, float[8,6,3,2] w, float[8] b) => (float[2,8,A,B] y)"
+    " { y = Conv<pads=[1,0,2,1], strides=[2,1], dilations=[1,2]>(x, w, b) }",
+    "same, upper": "(float[2,6,9,8] x, float[8,6,3,2] w) => (float[2,8,A,B] y)"
+    ' { y = Conv<auto_pad="SAME_UPPER", strides=[2,1]>(x, w) }',
+    "same, lower": "(float[2,6,9,8] x, float[8,6,3,2] w) => (float[2,8,A,B] y)"
+    ' { y = Conv<auto_pad="SAME_LOWER">(x, w) }',
+    "groups": "(float[2,6,9,8] x, float[9,2,3,3] w, float[9] b) => (float[2,9,A,B] y) { y = Conv<group=3>(x, w, b) }",
+    "depthwise": "(float[2,6,9] x, float[6,1,3] w) => (float[2,6,A] y) { y = Conv<group=6, pads=[1,1]>(x, w) }",
+    "volume": "(float[1,3,5,6,4] x, float[4,3,2,3,1] w) => (float[1,4,A,B,C] y) { y = Conv(x, w) }",
+    "transposed": "(float[2,6,5,4] x, float[6,4,3,2] w, float[4] b) => (float[2,4,A,B] y)"
+    " { y = ConvTranspose<strides=[2,3], pads=[1,0,0,1], output_padding=[1,2], dilations=[2,1]>(x, w, b) }",
+    "transposed groups": "(float[2,6,5] x, float[6,2,3] w) => (float[2,6,A] y)"
+    " { y = ConvTranspose<group=3, strides=[2], pads=[3,3]>(x, w) }",
+    "gemm": "(float[7,5] x, float[3,5] w, float[3] b) => (float[7,3] y) { y = Gemm<transB=1>(x, w, b) }",
+    "gemm, straight": "(float[7,5] x, float[5,3] w) => (float[7,3] y) { y = Gemm(x, w) }",
+    "product": "(float[2,4,5] x, float[5,3] w) => (float[2,4,3] y) { y = MatMul(x, w) }",
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_its_inputs_times_its_matrix(name: str) -> None:
+    graph = network(LAYERS[name])
+    layer = layer_of(graph.nodes[0])
+    assert layer is not None
+    data = random_inputs(graph)
+    y = execute(graph, data)["y"].astype(np.float64)
+    rows = np.arange(0, layer.row_count(y), 2)
+    made = layer.inputs(data["x"].astype(np.float64), rows) @ layer.matrices()
+    made = made.swapaxes(0, 1).reshape(len(rows), -1)
+    if layer.bias is not None:
+        made = made + layer.bias.numpy()
+    np.testing.assert_allclose(made, layer.outputs(y, rows), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(layer.stored(layer.matrices()), layer.weight.numpy())
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_solution_is_that_of_ridge_regression(centered: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, true = rng.standard_normal((1, 500, 6)) + 2, rng.standard_normal((1, 6, 3))
+    y = x @ true + (1.5 if centered else 0)
+    regression = Regression(1, 6, 3, centered=centered)
+    for part in np.array_split(np.arange(500), 3):
+        regression.add(x[:, part], y[:, part])
+    solved = regression.solve(np.zeros((1, 6, 3)), damping=1e-9)
+    assert solved is not None
+    np.testing.assert_allclose(solved[0], true, rtol=1e-5)
+    if centered:
+        np.testing.assert_allclose(solved[1], 1.5, rtol=1e-5)
+
+
+def test_with_no_variation_the_weights_stay() -> None:
+    start = np.ones((1, 4, 2))
+    regression = Regression(1, 4, 2, centered=False)
+    regression.add(np.zeros((1, 9, 4)), np.zeros((1, 9, 2)))
+    solved = regression.solve(start)
+    assert solved is not None
+    np.testing.assert_array_equal(solved[0], start)
+
+
+CHAIN = """(float[N,3,8,8] x, float[8,3,3,3] w1, float[8] s, float[8] b, float[8] m, float[8] v, float[8,1,3,3] wd,
+    float[8] bd, float[6,8,3,3] w2, float[6] b2, float[6,4] h, float[4] hb) => (float[N,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w1) n = BatchNormalization(a, s, b, m, v) r = Relu(n)
+    d = Conv<pads=[1,1,1,1], group=8>(r, wd, bd) e = Relu(d) c = Conv(e, w2, b2) u = Relu(c)
+    ax = Constant<value_ints=[2,3]>() g = ReduceMean<keepdims=0>(u, ax) z = MatMul(g, h) y = Add(z, hb) }"""
+
+
+def distance(graph: Graph, other: Graph, x: np.ndarray) -> float:
+    a, b = execute(graph, {"x": x})["y"], execute(other, {"x": x})["y"]
+    return float(np.linalg.norm(a - b) / np.linalg.norm(a - a.mean(0)))
+
+
+def test_mending_brings_the_function_back_on_unseen_data() -> None:
+    graph = network(CHAIN)
+    groups = dependency_groups(graph)
+    keep = np.ones(groups.unit_count, bool)
+    for group in groups:
+        keep[group.blocks[0][:2]] = False
+    pruned = restrict(groups, keep)
+    samples = noise_samples(graph, 256)
+    unseen = np.random.default_rng(99).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    before = str(groups.graph)
+    found = {how: mend(pruned, groups, keep, samples, how) for how in MENDS}
+    gaps = {how: distance(graph, m.graph, unseen) for how, m in found.items()}
+    assert gaps["layers"] < 0.7 * gaps["batchnorm"]
+    assert gaps["layers"] < 0.7 * gaps["none"]
+    done = found["layers"]
+    assert len(done.layers) == 4
+    assert len(done.normalizations) == 1
+    assert not done.left
+    assert str(groups.graph) == before
+    assert [c.shape for c in done.graph.constants()] == [c.shape for c in pruned.constants()]
+
+
+def test_nothing_changes_where_nothing_was_removed() -> None:
+    graph = network(CHAIN)
+    groups = dependency_groups(graph)
+    keep = np.ones(groups.unit_count, bool)
+    mended = mend(restrict(groups, keep), groups, keep, noise_samples(graph, 128), "layers").graph
+    x = np.random.default_rng(9).standard_normal((32, 3, 8, 8)).astype(np.float32)
+    assert distance(graph, mended, x) < 1e-3
+
+
+def test_copies_of_a_unit_are_made_up_for_exactly() -> None:
+    """Two hidden units that are alike: without one of them the other's weights double."""
+    graph = network(
+        "(float[N,4] x, float[4,6] w, float[6,3] h) => (float[N,3] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, h) }"
+    )
+    w = np.array(graph.value("w").numpy())
+    w[:, 1] = w[:, 0]
+    graph.value("w").data = type(graph.value("w").data)(w)  # type: ignore[call-arg, misc]
+    groups = dependency_groups(graph)
+    keep = np.ones(groups.unit_count, bool)
+    keep[groups[0].blocks[0][1]] = False
+    pruned = restrict(groups, keep)
+    mended = mend(pruned, groups, keep, noise_samples(graph, 512), "layers").graph
+    x = np.random.default_rng(9).standard_normal((64, 4)).astype(np.float32)
+    assert distance(graph, mended, x) < 0.05 * distance(graph, pruned, x)
+    h = graph.value("h").numpy()
+    np.testing.assert_allclose(mended.value("h").numpy()[0], h[0] + h[1], atol=0.1)
+
+
+def test_too_few_samples_are_warned_of() -> None:
+    graph = network(
+        "(float[N,40] x, float[40,9] w, float[9,3] h) => (float[N,3] y) { a = MatMul(x, w) y = MatMul(a, h) }"
+    )
+    groups = dependency_groups(graph)
+    keep = np.ones(groups.unit_count, bool)
+    keep[0] = False
+    with pytest.warns(UserWarning, match="4 observations for 40 inputs"):
+        mend(restrict(groups, keep), groups, keep, noise_samples(graph, 4, batch=4), "layers")
+
+
+MODEL = Path("examples/fashion_mnist/fashion_cnn.onnx")
+
+
+def test_obspa_keeps_the_accuracy_of_the_bundled_model() -> None:
+    graph = Pipeline("simplify")(load(MODEL))
+    images, labels = load_test_images()
+    x = preprocess(images)
+    name, batch = graph.inputs[0].name, graph.inputs[0].shape[0] if graph.inputs[0].shape else None
+    size = batch if isinstance(batch, int) else 250
+
+    def accuracy(network: Graph) -> float:
+        right = 0
+        for start in range(500, 1000, size):
+            scores = next(iter(execute(network, {name: x[start : start + size]}).values()))
+            right += int((scores.argmax(1) == labels[start : start + size]).sum())
+        return right / 500
+
+    samples = calibration_samples(graph, x[:256])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mended = Prune(ratio=0.5, criterion="obspa", calibration=samples)(graph, Context())
+        magnitude = Prune(ratio=0.5, criterion="l1", calibration=samples, mend="batchnorm")(graph, Context())
+    full, ours, theirs = accuracy(graph), accuracy(mended), accuracy(magnitude)
+    assert full - ours <= (full - theirs) / 3
+    assert full - ours <= 0.05
