@@ -122,7 +122,7 @@ class Evidence:
         """Gradients of the loss on the samples."""
         from passes.calibration.gradients import Gradients
 
-        return Gradients(self)
+        return Gradients(self.graph, self._samples, self.loss)
 
 
 def _measured(graph: Graph, places: Sequence[tuple[Value, int]], samples: Samples) -> dict[tuple[Value, int], Moments]:

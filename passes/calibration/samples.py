@@ -43,9 +43,9 @@ def calibration_samples(graph: Graph, source: Any, *, limit: int = 512, batch: i
     """Samples of a graph's inputs.
 
     source: {input name: [samples, …]}; one array, for a model of one input; a path to an .npz of such arrays, to an
-    .npy of one, or to a folder of NAME.npy files; an iterable of such mappings, arrays or (array, labels) pairs, each a batch; "none" for
-    standard normal noise; or Samples. Labels are found under "labels". limit: at most so many samples. batch: samples a
-    batch where the model's first extent is symbolic. Raises E_CALIBRATION.
+    .npy of one, or to a folder of NAME.npy files; an iterable of such mappings, arrays or (array, labels) pairs, each a
+    batch; "none" for standard normal noise; or Samples. Labels are found under "labels". limit: at most so many
+    samples. batch: samples a batch where the model's first extent is symbolic. Raises E_CALIBRATION.
     """
     if isinstance(source, Samples):
         return source

@@ -1,6 +1,25 @@
 """Importance criteria, one a file; importing this package registers them."""
 
-from passes.importance import activations, batchnorm_scale, fpgm, lamp, magnitude, obspa, random  # noqa: F401
+from passes.importance import (  # noqa: F401
+    activation_moments,
+    apoz,
+    batchnorm_scale,
+    crop,
+    entropy,
+    flap,
+    fpgm,
+    grasp,
+    hessian_trace,
+    lamp,
+    magnitude,
+    obd_fisher,
+    obspa,
+    random,
+    snip,
+    synflow,
+    taylor,
+    wanda,
+)
 from passes.importance.criterion import (
     AGGREGATES,
     Criterion,

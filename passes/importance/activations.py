@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from passes.calibration.evidence import Contraction, Evidence, Moments
-from passes.importance.criterion import Criterion, Share, register_criterion
+from passes.importance.criterion import Criterion, Share
 from passes.importance.stored import row_values
 
 
@@ -37,81 +37,7 @@ class ActivationCriterion(Criterion):
         """The score of each position of the axis."""
 
 
-@register_criterion("wanda")
-class Wanda(ActivationCriterion):
-    """Sum over weights of |w_ij| times the norm of input j.
-
-    Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (ICLR 2024, arXiv:2306.11695).
-    """
-
-    def positions(self, moments: Moments, evidence: Evidence, contraction: Contraction) -> np.ndarray:
-        return np.sqrt(moments.square * moments.count) * _columns(np.abs, evidence, contraction)
-
-
-@register_criterion("flap")
-class Fluctuation(ActivationCriterion):
-    """Sum over weights of w_ij^2 times the variance of input j: what replacing the input by its mean would cost.
-
-    An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models" (AAAI 2024, arXiv:2312.11983).
-    """
-
-    def positions(self, moments: Moments, evidence: Evidence, contraction: Contraction) -> np.ndarray:
-        return moments.variance * _columns(np.square, evidence, contraction)
-
-
-@register_criterion("activation_mean")
-class ActivationMean(ActivationCriterion):
-    """Absolute mean of the input.
-
-    Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference" (ICLR 2017,
-    arXiv:1611.06440), section 2.2.
-    """
-
-    def positions(self, moments: Moments, evidence: Evidence, contraction: Contraction) -> np.ndarray:
-        return np.abs(moments.mean)
-
-
-@register_criterion("activation_variance")
-class ActivationVariance(ActivationCriterion):
-    """Standard deviation of the input; the same source."""
-
-    def positions(self, moments: Moments, evidence: Evidence, contraction: Contraction) -> np.ndarray:
-        return np.sqrt(moments.variance)
-
-
-@register_criterion("apoz")
-class Apoz(ActivationCriterion):
-    """One minus the average percentage of zeros.
-
-    Hu et al., "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures"
-    (2016, arXiv:1607.03250).
-    """
-
-    def positions(self, moments: Moments, evidence: Evidence, contraction: Contraction) -> np.ndarray:
-        return moments.nonzero
-
-
-_BINS = 16
-
-
-@register_criterion("entropy")
-class Entropy(ActivationCriterion):
-    """Entropy, in nats, of the histogram over samples of the mean activation.
-
-    Luo and Wu, "An Entropy-based Pruning Method for CNN Compression" (2017, arXiv:1706.05791).
-    """
-
-    def positions(self, moments: Moments, evidence: Evidence, contraction: Contraction) -> np.ndarray:
-        found = np.zeros(len(moments.mean))
-        for position, values in enumerate(moments.per_sample.T):
-            if np.ptp(values) > 0:
-                counts, _ = np.histogram(values, _BINS)
-                shares = counts[counts > 0] / len(values)
-                found[position] = -(shares * np.log(shares)).sum()
-        return found
-
-
-def _columns(norm: np.ufunc, evidence: Evidence, contraction: Contraction) -> np.ndarray:
+def columns(norm: np.ufunc, evidence: Evidence, contraction: Contraction) -> np.ndarray:
     """For each position of the data's axis, the sum of `norm` of the weights that it is multiplied with."""
     weight, axis = contraction.weight, contraction.weight_axis
     values = norm(row_values(weight, evidence.direct.get(weight, []), slice(None)))

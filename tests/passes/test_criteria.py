@@ -14,9 +14,10 @@ from passes.importance import AGGREGATES, criterion, unit_scores
 from tests.networks import network
 
 RESIDUAL = """(float[N,3,8,8] x, float[6,3,3,3] w1, float[6,1,3,3] wd, float[6,6,1,1] w2, float[4,6,3,3] w3,
-    float[5,4] h) => (float[N,5] y) { a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a)
-    d = Conv<pads=[1,1,1,1], group=6>(r, wd) e = Relu(d) b = Conv(e, w2) s = Add(r, b) t = Relu(s) c = Conv(t, w3) u = Relu(c) ax = Constant<value_ints=[2,3]>()
-    m = ReduceMean<keepdims=0>(u, ax) y = Gemm<transB=1>(m, h) }"""
+    float[5,4] h) => (float[N,5] y) { a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) d =
+    Conv<pads=[1,1,1,1], group=6>(r, wd) e = Relu(d) b = Conv(e, w2) s = Add(r, b) t = Relu(s) c =
+    Conv(t, w3) u = Relu(c) ax = Constant<value_ints=[2,3]>() m = ReduceMean<keepdims=0>(u, ax) y =
+    Gemm<transB=1>(m, h) }"""
 """One group of 6 (w1, wd, w2 both ways, w3) and one of 4 (w3, h)."""
 
 ATTENTION = """(float[N,6,16] x, float[16,24] wq, float[16,24] wk, float[16,24] wv, float[24,5] h) => (float[N,6,5] y) {
