@@ -46,7 +46,8 @@ class Gradients:
 
         total: dict[Value, torch.Tensor] = {}
         for loss, share in self._losses():
-            _accumulate(total, zip(self._weights, torch.autograd.grad(loss, self._tensors, allow_unused=True)), share)
+            found = torch.autograd.grad(loss, self._tensors, allow_unused=True)
+            _accumulate(total, zip(self._weights, found, strict=True), share)
         return self._arrays(total)
 
     @cached_property
@@ -57,7 +58,8 @@ class Gradients:
         total: dict[Value, torch.Tensor] = {}
         for loss, share in self._losses(single=True):
             found = torch.autograd.grad(loss, self._tensors, allow_unused=True)
-            _accumulate(total, zip(self._weights, (None if g is None else g.square() for g in found)), share)
+            squares = [None if g is None else g.square() for g in found]
+            _accumulate(total, zip(self._weights, squares, strict=True), share)
         return self._arrays(total)
 
     @cached_property
@@ -79,7 +81,7 @@ class Gradients:
         return total
 
     def synaptic_flow(self) -> Weights:
-        """w dR/dw for R = the sum of all outputs on inputs of ones, with every parameter's absolute value.
+        """w dR/dw for R = the sum of the first output on inputs of ones, with every parameter's absolute value.
 
         Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow" (NeurIPS 2020,
         arXiv:2006.05467), eq. 2, in double precision.
@@ -96,7 +98,7 @@ class Gradients:
             else torch.zeros([d if isinstance(d, int) else 1 for d in v.shape or ()], dtype=torch.int64)
             for v in self._graph.inputs
         }
-        flow = sum(_outputs(module(**ones))[0].sum() for _ in range(1))
+        flow = _outputs(module(**ones))[0].sum()
         weights = _trained(self._graph, module)
         found = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
         return {

@@ -1,6 +1,7 @@
 """SNIP: how much the loss would change, to first order, if a weight were scaled.
 
-Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity" (ICLR 2019, arXiv:1810.02340): |w dL/dw|.
+Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity" (ICLR 2019, arXiv:1810.02340):
+|w dL/dw|.
 """
 
 from __future__ import annotations
