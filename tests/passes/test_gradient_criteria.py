@@ -185,7 +185,7 @@ def test_synflow_needs_no_data(case: Case) -> None:
     groups = case.groups
     scores = unit_scores(groups, criterion("synflow"))
     assert np.isfinite(scores).all()
-    assert (scores >= 0).all()
+    assert (scores >= 0).all() or isinstance(case.module, Heads)  # Softmax inhibits
 
 
 def test_synflow_of_a_chain_is_the_flow_through_each_unit() -> None:
