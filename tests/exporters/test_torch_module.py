@@ -21,6 +21,8 @@ from compiler.ir import CheckFailed, Graph, Node, SecateurError, Value, infer_sh
 from compiler.ir.execute import execute, random_inputs, relative_difference
 from examples.fashion_mnist.data import load_test_images, preprocess
 from passes import Pipeline, Prune
+from tests.networks import network
+from tests.passes.test_coupling_contrib import PATTERNS
 from tests.strategies import networks
 from tests.zoo.entry import zoo
 
@@ -54,6 +56,11 @@ def test_a_symbolic_batch(name: str) -> None:
     module = to_module(graph)
     for batch in (1, 3):
         check_module(graph, module, random_inputs(graph, symbol=batch))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_operators_of_the_runtime(name: str) -> None:
+    to_module(network(PATTERNS[name][0]))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -349,3 +356,51 @@ def test_bodies_hold_parameters() -> None:
     with torch.no_grad():
         module.constant("bb").zero_()
     assert not from_module(graph, module).all_constants()[1].numpy().any()
+
+
+SMOOTH = {
+    "transposed convolution": """(float[1,2,3,4] x, float[2,3,3,3] w) => (float[1,3,6,8] y) {
+        y = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]>(x, w) }""",
+    "deformable convolution": """(float[1,2,4,4] x, float[2,2,2,2] w, float[1,8,3,3] t) => (float[1,2,3,3] y) {
+        o = Sigmoid(t) y = DeformConv(x, w, o) }""",
+    "average pooling": """(float[1,2,5,5] x) => (float[1,2,3,3] y) {
+        y = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,0,0], ceil_mode=1>(x) }""",
+    "p-norm pooling": """(float[1,2,4,4] x) => (float[1,2,3,3] y) { y = LpPool<kernel_shape=[2,2]>(x) }""",
+    "cubic resizing": """(float[1,1,4,4] x) => (float[1,1,6,3] y) { s = Constant<value_floats=[1.0,1.0,1.5,0.75]>()
+        y = Resize<mode="cubic", antialias=1, exclude_outside=1>(x, , s) }""",
+    "local response": "(float[1,5,2,2] x) => (float[1,5,2,2] y) { y = LRN<size=3, alpha=0.5>(x) }",
+    "mean and variance": "(float[2,2,2,2] x) => (float[2,2,2,2] y) { y = MeanVarianceNormalization(x) }",
+    "unit vectors": "(float[2,4] x) => (float[2,4] y) { y = LpNormalization(x) }",
+    "reflection": """(float[1,1,3,3] x) => (float[1,1,6,5] y) { p = Constant<value_ints=[0,0,2,1,0,0,1,1]>()
+        y = Pad<mode="reflect">(x, p) }""",
+    "backward slices": """(float[3,4] x) => (float[3,2] y) { a = Constant<value_ints=[1]>()
+        s = Constant<value_ints=[-1]>() e = Constant<value_ints=[-9]>() t = Constant<value_ints=[-2]>()
+        y = Slice(x, s, e, a, t) }""",
+    "scattered sums": """(float[4,3] x) => (float[4,3] y) { i = Constant<value=int64[3,1] {0,2,0}>() s = Tanh(x)
+        r = Constant<value_ints=[3]>() z = Constant<value_ints=[0]>() u = Slice(s, z, r, z)
+        y = ScatterND<reduction="add">(x, i, u) }""",
+    "attention": """(float[1,4,8] x) => (float[1,4,8] y) {
+        y = Attention<is_causal=1, q_num_heads=2, kv_num_heads=2, softcap=2.0>(x, x, x) }""",
+    "lstm": """(float[3,1,2] x, float[2,12,2] w, float[2,12,3] r, float[2,24] b, float[2,9] p) => (float[3,2,1,3] y) {
+        y = LSTM<direction="bidirectional", hidden_size=3>(x, w, r, b, , , , p) }""",
+    "gru": """(float[3,1,2] x, float[1,9,2] w, float[1,9,3] r) => (float[3,1,1,3] y) {
+        y = GRU<direction="reverse", hidden_size=3>(x, w, r) }""",
+    "sampling": """(float[1,2,4,4] x, float[1,2,3,2] g) => (float[1,2,2,3] y) { t = Tanh(g) y = GridSample(x, t) }""",
+    "cumulative sums": """(float[4] x) => (float[4] y) { a = Constant<value=int64 {0}>()
+        y = CumSum<exclusive=1, reverse=1>(x, a) }""",
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_numerical_gradients_of_operators(name: str) -> None:
+    """By the input and by every parameter: nothing on the way is computed outside of torch's reach."""
+    graph = network(SMOOTH[name], opset=23)
+    module = to_module(graph).double()
+    names, parameters = zip(*module.named_parameters(), strict=True) if list(module.parameters()) else ((), ())
+    torch.manual_seed(0)
+    x = torch.randn(graph.inputs[0].static_shape, dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True)

@@ -9,7 +9,8 @@ from compiler.exporters.torch.differentiable.rules import Operation, torch_rule
 
 
 @torch_rule("Gemm")
-def _gemm(op: Operation, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+def gemm(op: Operation, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    """alpha * a b + beta * c, and what is built on it."""
     alpha, beta = op.attribute("alpha", 1.0), op.attribute("beta", 1.0)
     a = a.T if op.attribute("transA", 0) else a
     b = b.T if op.attribute("transB", 0) else b

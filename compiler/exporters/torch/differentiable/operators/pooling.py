@@ -24,7 +24,8 @@ def _up_to_three(node: Node) -> str | None:
 
 
 @torch_rule("MaxPool", check=_up_to_three)
-def _max_pool(op: Operation, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+def max_pool(op: Operation, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """The maxima, and where they lie if that is wanted."""
     kernel = op.attribute("kernel_shape")
     slide = windows(op, x.shape[2:], kernel, bool(op.attribute("ceil_mode", 0)))
     data = x if x.is_floating_point() else x.double()
@@ -73,7 +74,7 @@ def _window_sum(x: Tensor, slide: Windows) -> Tensor:
 
 
 @torch_rule("AveragePool", check=_up_to_three)
-def _average_pool(op: Operation, x: Tensor) -> Tensor:
+def average_pool(op: Operation, x: Tensor) -> Tensor:
     """Padding counts where the node says so; what ceil_mode adds behind it never does."""
     kernel = op.attribute("kernel_shape")
     slide = windows(op, x.shape[2:], kernel, bool(op.attribute("ceil_mode", 0)))

@@ -67,7 +67,8 @@ def _integers_or_float8(node: Node) -> str | None:
 
 
 @torch_rule("QuantizeLinear", check=_integers_or_float8)
-def _quantize_linear(op: Operation, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+def quantize_linear(op: Operation, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """QuantizeLinear, whose result is integers or floats of 8 bits."""
     dtype = _result(op.node)
     x = x if x.is_floating_point() else x.to(scale.dtype)
     scale = spread(op, x, scale).to(x.dtype)
@@ -79,7 +80,8 @@ def _quantize_linear(op: Operation, x: Tensor, scale: Tensor, zero: Tensor | Non
 
 
 @torch_rule("DequantizeLinear")
-def _dequantize_linear(op: Operation, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+def dequantize_linear(op: Operation, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """The numbers that integers stand for."""
     kind = op.attribute("output_dtype", 0)
     dtype = op.dtype(int(kind)) if kind else scale.dtype
     x = x.to(scale.dtype)
@@ -88,7 +90,7 @@ def _dequantize_linear(op: Operation, x: Tensor, scale: Tensor, zero: Tensor | N
 
 
 @torch_rule("DynamicQuantizeLinear")
-def _dynamic_quantize_linear(op: Operation, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def dynamic_quantize_linear(op: Operation, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """To uint8, by the range of the data, which always has zero in it."""
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = (high - low) / 255
@@ -97,7 +99,8 @@ def _dynamic_quantize_linear(op: Operation, x: Tensor) -> tuple[Tensor, Tensor, 
     return quantize(x, safe, zero, np.dtype(np.uint8)), scale, zero.to(torch.uint8)
 
 
-def _centred(x: Tensor, zero: Tensor | None, dtype: torch.dtype, row_wise: bool = False) -> Tensor:
+def centred(x: Tensor, zero: Tensor | None, dtype: torch.dtype, row_wise: bool = False) -> Tensor:
+    """Integers less their zero point, which may be one of each row, in a floating-point type."""
     x = x.to(dtype)
     if zero is None:
         return x
@@ -115,10 +118,11 @@ def _matmul_integer(
     op: Operation, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
 ) -> Tensor:
     dtype = _wide(a, b)
-    return _centred(a, a_zero, dtype, row_wise=True) @ _centred(b, b_zero, dtype)
+    return centred(a, a_zero, dtype, row_wise=True) @ centred(b, b_zero, dtype)
 
 
-def _per_filter(parameter: Tensor, rank: int) -> Tensor:
+def per_filter(parameter: Tensor, rank: int) -> Tensor:
+    """A scale or zero point of each filter, ready to broadcast along the first of `rank` axes."""
     return parameter if parameter.numel() == 1 else parameter.reshape(-1, *[1] * (rank - 1))
 
 
@@ -127,11 +131,12 @@ def _conv_integer(
     op: Operation, x: Tensor, weight: Tensor, x_zero: Tensor | None = None, weight_zero: Tensor | None = None
 ) -> Tensor:
     dtype = _wide(x, weight)
-    weight_zero = None if weight_zero is None else _per_filter(weight_zero, weight.dim())
-    return conv(op, _centred(x, x_zero, dtype), _centred(weight, weight_zero, dtype))
+    weight_zero = None if weight_zero is None else per_filter(weight_zero, weight.dim())
+    return conv(op, centred(x, x_zero, dtype), centred(weight, weight_zero, dtype))
 
 
-def _operand_dtype(node: Node, index: int) -> np.dtype:
+def operand_dtype(node: Node, index: int) -> np.dtype:
+    """The element type that the graph states for an operand."""
     value = node.input(index)
     assert value is not None and value.dtype is not None
     return value.dtype
@@ -152,8 +157,8 @@ def _qlinear_matmul(
     dtype = y_scale.dtype
     if a_scale.numel() > 1:
         a_scale = a_scale.unsqueeze(-1)
-    y = (_centred(a, a_zero, dtype, row_wise=True) @ _centred(b, b_zero, dtype)) * (a_scale * b_scale).to(dtype)
-    return quantize(y, y_scale, y_zero.to(dtype), _operand_dtype(op.node, 7))
+    y = (centred(a, a_zero, dtype, row_wise=True) @ centred(b, b_zero, dtype)) * (a_scale * b_scale).to(dtype)
+    return quantize(y, y_scale, y_zero.to(dtype), operand_dtype(op.node, 7))
 
 
 @torch_rule("QLinearConv")
@@ -170,7 +175,7 @@ def _qlinear_conv(
     bias: Tensor | None = None,
 ) -> Tensor:
     dtype = y_scale.dtype
-    filters = _centred(weight, _per_filter(weight_zero, weight.dim()), dtype)
-    y = conv(op, _centred(x, x_zero, dtype), filters, None if bias is None else bias.to(dtype))
-    y = y * (x_scale * _per_filter(weight_scale, weight.dim() - 1)).to(dtype)
-    return quantize(y, y_scale, y_zero.to(dtype), _operand_dtype(op.node, 7))
+    filters = centred(weight, per_filter(weight_zero, weight.dim()), dtype)
+    y = conv(op, centred(x, x_zero, dtype), filters, None if bias is None else bias.to(dtype))
+    y = y * (x_scale * per_filter(weight_scale, weight.dim() - 1)).to(dtype)
+    return quantize(y, y_scale, y_zero.to(dtype), operand_dtype(op.node, 7))
