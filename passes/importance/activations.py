@@ -26,7 +26,7 @@ class ActivationCriterion(Criterion):
             labels = self._labels(evidence, contraction)
             assert labels is not None
             scores = self.positions(moments, evidence, contraction)
-            yield labels, np.broadcast_to(_along(scores, contraction.axis, labels.ndim), labels.shape)
+            yield labels, np.broadcast_to(along(scores, contraction.axis, labels.ndim), labels.shape)
 
     def _labels(self, evidence: Evidence, contraction: Contraction) -> np.ndarray | None:
         layout = evidence.groups.layouts.get(contraction.x)
@@ -50,5 +50,6 @@ def columns(norm: np.ufunc, evidence: Evidence, contraction: Contraction) -> np.
     return values.sum(axis=tuple(a for a in range(values.ndim) if a != axis))
 
 
-def _along(scores: np.ndarray, axis: int, rank: int) -> np.ndarray:
+def along(scores: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """Scores of the positions of one axis of a tensor of `rank`."""
     return scores.reshape([-1 if a == axis else 1 for a in range(rank)])

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from passes.calibration.evidence import Evidence
-from passes.calibration.running import observe
+from passes.importance.activations import along
 from passes.importance.criterion import Criterion, Share, register_criterion
 from passes.reconstruction.layers import Layer, layer_of
 from passes.reconstruction.solve import Regression
+from passes.reconstruction.stepping import Stepper
 
 _ROWS_PER_INPUT = 8
 _MIN_ROWS = 8192
@@ -30,27 +31,27 @@ class Obspa(Criterion):
 
     def shares(self, evidence: Evidence) -> Iterator[Share]:
         layouts = evidence.groups.layouts
+        network = Stepper(evidence.graph, evidence.samples)
+        rng = np.random.default_rng(self.seed)
         for node in evidence.graph.nodes:
             layer = layer_of(node)
             labels = None if layer is None else (layouts.get(layer.x) or [None] * 8)[layer.axis]
             if layer is not None and labels is not None:
-                costs = self._costs(layer, evidence)
-                shape = [-1 if a == layer.axis else 1 for a in range(labels.ndim)]
-                yield labels, np.broadcast_to(costs.reshape(shape), labels.shape)
+                costs = _costs(layer, network.before(node, layer.x), network.after(node), rng)
+                yield labels, np.broadcast_to(along(costs, layer.axis, labels.ndim), labels.shape)
 
-    def _costs(self, layer: Layer, evidence: Evidence) -> np.ndarray:
-        """The cost of each position of the data's axis, [channels]."""
-        weights = layer.matrices()
-        blocks, inputs, outputs = weights.shape
-        regression = Regression(blocks, inputs, outputs, centered=layer.bias is not None)
-        y = layer.node.outputs[0]
-        rng = np.random.default_rng(self.seed)
-        wanted = max(_MIN_ROWS, _ROWS_PER_INPUT * inputs) // max(1, len(evidence.samples.batches)) + 1
-        for found in observe(evidence.graph, [layer.x, y], evidence.samples):
-            count = layer.row_count(found[y])
-            rows = np.arange(count) if count <= wanted else np.sort(rng.choice(count, wanted, replace=False))
-            regression.add(layer.inputs(found[layer.x], rows), np.zeros((blocks, len(rows), outputs)))
-        return _block_costs(regression.inverse(), weights, _kernel(layer)).ravel()
+
+def _costs(layer: Layer, x: list[np.ndarray], y: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """The cost of each position of the data's axis, [channels]. x, y: the layer's data and results, batch by batch."""
+    weights = layer.matrices()
+    blocks, inputs, outputs = weights.shape
+    regression = Regression(blocks, inputs, outputs, centered=layer.bias is not None)
+    wanted = max(_MIN_ROWS, _ROWS_PER_INPUT * inputs) // len(x) + 1
+    for data, result in zip(x, y, strict=True):
+        count = layer.row_count(result)
+        rows = np.arange(count) if count <= wanted else np.sort(rng.choice(count, wanted, replace=False))
+        regression.add(layer.inputs(data, rows), np.zeros((blocks, len(rows), outputs)))
+    return _block_costs(regression.inverse(), weights, _kernel(layer)).ravel()
 
 
 def _kernel(layer: Layer) -> int:
