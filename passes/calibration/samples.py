@@ -44,7 +44,7 @@ def calibration_samples(graph: Graph, source: Any, *, limit: int = 512, batch: i
 
     source: {input name: [samples, …]}; one array, for a model of one input; a path to an .npz of such arrays, to an
     .npy of one, or to a folder of NAME.npy files; an iterable of such mappings, arrays or (array, labels) pairs, each a
-    batch; "none" for standard normal noise; or Samples. Labels are found under "labels". limit: at most so many
+    batch; "none" for noise (`noise_samples`); or Samples. Labels are found under "labels". limit: at most so many
     samples. batch: samples a batch where the model's first extent is symbolic. Raises E_CALIBRATION.
     """
     if isinstance(source, Samples):
@@ -63,11 +63,33 @@ def calibration_samples(graph: Graph, source: Any, *, limit: int = 512, batch: i
 
 
 def noise_samples(graph: Graph, count: int, *, seed: int = 0, batch: int = BATCH) -> Samples:
-    """Standard normal noise for floating-point inputs and small integers for the rest."""
+    """Noise in place of data: small integers, and normal noise of mean 0 and variance 1, smooth along space.
+
+    Along the axes after the second (height, width) the amplitude falls with the square of the frequency: neighbouring
+    pixels are alike, as in images, so that layers see inputs nearer to those that they were trained on.
+    """
+    rng = np.random.default_rng(seed)
     made = []
     for index in range(max(1, -(-count // _batch_of(graph, batch)))):
-        made.append(random_inputs(graph, seed + index, symbol=batch))
+        feeds = random_inputs(graph, seed + index, symbol=batch)
+        made.append({n: _smooth(a.shape, rng).astype(a.dtype) if _is_spatial(a) else a for n, a in feeds.items()})
     return Samples(tuple(made))
+
+
+def _is_spatial(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and array.ndim >= 4
+
+
+def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Noise [samples, channels, space…], each sample of mean 0 and variance 1."""
+    axes = tuple(range(2, len(shape)))
+    grid = np.meshgrid(*(np.fft.fftfreq(shape[a]) for a in axes), indexing="ij")
+    frequency = np.sqrt(sum(np.square(g) for g in grid))
+    frequency.flat[0] = 1 / max(shape[2:])
+    noise = np.fft.ifftn(np.fft.fftn(rng.standard_normal(shape), axes=axes) / np.square(frequency), axes=axes).real
+    rest = tuple(range(1, len(shape)))
+    spread = noise.std(rest, keepdims=True)
+    return (noise - noise.mean(rest, keepdims=True)) / np.where(spread > 0, spread, 1.0)
 
 
 def _arrays(graph: Graph, source: Any, limit: int) -> dict[str, np.ndarray]:

@@ -94,3 +94,14 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     np.testing.assert_array_equal(joined(calibration_samples(graph(), tmp_path / "one.npy")), X)
     with pytest.raises(SecateurError, match="the model has 2 inputs"):
         calibration_samples(graph(TWO), tmp_path / "one.npy")
+
+
+def test_noise_is_smooth_along_space() -> None:
+    image = network("(float[N,3,16,16] x, float[4,3,3,3] w) => (float[N,4,14,14] y) { y = Conv(x, w) }")
+    x = joined(noise_samples(image, 64, seed=1))
+    assert x.shape == (64, 3, 16, 16)
+    np.testing.assert_allclose(x.mean((1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(x.std((1, 2, 3)), 1, rtol=1e-4)
+    assert np.corrcoef(x[..., :-1].ravel(), x[..., 1:].ravel())[0, 1] > 0.8
+    assert not np.array_equal(x, joined(noise_samples(image, 64, seed=2)))
+    np.testing.assert_array_equal(x, joined(noise_samples(image, 64, seed=1)))

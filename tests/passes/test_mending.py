@@ -175,6 +175,8 @@ def test_obspa_keeps_the_accuracy_of_the_bundled_model() -> None:
         warnings.simplefilter("error")
         mended = Prune(ratio=0.5, criterion="obspa", calibration=samples)(graph, Context())
         magnitude = Prune(ratio=0.5, criterion="l1", calibration=samples, mend="batchnorm")(graph, Context())
+        blind = Prune(ratio=0.5, criterion="l1", calibration="none", mend="layers")(graph, Context())
     full, ours, theirs = accuracy(graph), accuracy(mended), accuracy(magnitude)
     assert full - ours <= (full - theirs) / 3
     assert full - ours <= 0.05
+    assert full - accuracy(blind) <= (full - theirs) / 2  # without any data
