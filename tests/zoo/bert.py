@@ -51,5 +51,6 @@ NETWORKS = {
         exported(Bert, ids(1, 8), ids(1, 8), (1, 8)),
         ("16", *["16 in 2 blocks"] * 2, "40", *["20 in 2 blocks"] * 2, "44", "18"),
         heads=("2",) * 2,
+        axes=({1: "tokens"},) * 3,
     )
 }

@@ -62,12 +62,16 @@ def section() -> str:
             ("", entry.fault),
             (" with whole heads", entry.heads_fault),
             (" with a symbolic batch", entry.batch_fault),
+            (" with symbolic space or sequence", entry.space_fault),
         )
         if fault
     ]
     text = _INTRODUCTION + "\n".join(rows) + "\n"
     if reasons:
         text += "\n### More than a fifth is fixed\n\n" + "\n".join(reasons) + "\n"
+    closed = [f"- **{name}**: {entry.closed}" for name, entry in zoo().items() if entry.closed]
+    if closed:
+        text += "\n### Only the batch can be symbolic\n\n" + "\n".join(closed) + "\n"
     if faults:
         text += "\n### Known faults\n\n" + "\n".join(faults) + "\n"
     return text

@@ -49,6 +49,26 @@ class Exported:
         """The model whose inputs share a symbolic first extent, the batch."""
         return self(dynamic_axes={f"x{i}": {0: "batch"} for i in range(len(self.inputs))})
 
+    def symbolic_space(self, axes: Axes, one_batch: bool) -> tuple[onnx.ModelProto, dict[str, int]]:
+        """The model with other symbolic extents as well, and what those of the example inputs are.
+
+        axes: those of each input, by name; of images and volumes, all after the channels are symbolic anyway.
+        """
+        shapes = [x if isinstance(x, tuple) else tuple(x.shape) for x in self.inputs]
+        names = [
+            {**({} if one_batch else {0: "batch"}), **_space(shape), **own}
+            for shape, own in zip(shapes, (*axes, *[{}] * len(shapes)), strict=False)
+        ]
+        sizes = {n: shape[a] for shape, own in zip(shapes, names, strict=True) for a, n in own.items()}
+        return self(dynamic_axes={f"x{i}": own for i, own in enumerate(names)}), sizes
+
+
+Axes = tuple[dict[int, str], ...]
+
+
+def _space(shape: tuple[int, ...]) -> dict[int, str]:
+    return dict(zip(range(2, len(shape)), ("height", "width", "depth"), strict=False)) if len(shape) > 3 else {}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -61,8 +81,11 @@ class Entry:
     channels within heads. one_batch: the network itself takes one example at a time (its windows or volumes lie on
     the batch axis).
 
+    axes: what else than the batch can be symbolic (a sequence, nodes), of each input by name; of images and volumes,
+    space is anyway. closed: why the network has no other symbolic extents than the batch.
+
     The faults say what our engine does wrong here, so that a test is expected to fail: of the network as it is, with
-    whole heads, and with a symbolic batch.
+    whole heads, with a symbolic batch, and with symbolic space or sequence.
     """
 
     build: Exported
@@ -74,6 +97,15 @@ class Entry:
     fault: str = ""
     heads_fault: str = ""
     batch_fault: str = ""
+    axes: Axes = ()
+    closed: str = ""
+    space_fault: str = ""
+
+    @property
+    def has_space(self) -> bool:
+        """True when inputs have extents of space, or others that can be symbolic."""
+        shapes = [x if isinstance(x, tuple) else tuple(x.shape) for x in self.build.inputs]
+        return not self.closed and (bool(self.axes) or any(len(s) > 3 for s in shapes))
 
 
 def ids(*shape: int) -> torch.Tensor:

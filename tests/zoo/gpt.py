@@ -50,5 +50,6 @@ NETWORKS = {
         exported(GPT, ids(1, 8)),
         ("18", *["18 in 3 blocks"] * 2, *["15 in 3 blocks"] * 2, "48", "52"),
         heads=("3", "3"),
+        axes=({1: "tokens"},),
     )
 }

@@ -44,11 +44,16 @@ class GraphAttention(nn.Module):
 
 
 NETWORKS = {
-    "gcn": Entry(exported(GraphConvolution, (1, 7, 6), (1, 7, 7)), ("20", "24", "18")),
+    "gcn": Entry(
+        exported(GraphConvolution, (1, 7, 6), (1, 7, 7)),
+        ("20", "24", "18"),
+        axes=({1: "nodes"}, {1: "nodes", 2: "nodes"}),
+    ),
     # A head's depths are its own: sender and receiver hold a vector for each head.
     "gat": Entry(
         exported(GraphAttention, (1, 7, 6), (1, 7, 7)),
         ("21 in 3 blocks", "30"),
         heads=("3",),
+        axes=({1: "nodes"}, {1: "nodes", 2: "nodes"}),
     ),
 }

@@ -84,11 +84,11 @@ class DecoderLayer(nn.Module):
 
 
 class RotaryDecoder(nn.Module):
-    """A decoder whose layers share one table of angles."""
+    """A decoder whose layers share one table of angles, for up to 16 tokens."""
 
     def __init__(self, width: int, depth: int, layers: list[nn.Module], interleaved: bool = False) -> None:
         super().__init__()
-        tokens = 8
+        tokens = 16
         self.words = nn.Embedding(32, width)
         self.layers, self.norm = nn.ModuleList(layers), RMSNorm(width)
         self.head = nn.Linear(width, 32, bias=False)
@@ -99,8 +99,9 @@ class RotaryDecoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.words(tokens)
+        count = tokens.shape[1]
         for layer in self.layers:
-            x = layer(x, self.cos, self.sin, self.mask)
+            x = layer(x, self.cos[:count], self.sin[:count], self.mask[:count, :count])
         return self.head(self.norm(x))
 
 
@@ -120,10 +121,12 @@ NETWORKS = {
         exported(lambda: llama(False), ids(1, 8)),
         _EXPECTED,
         heads=("2",) * 2,
+        axes=({1: "tokens"},),
     ),
     "interleaved": Entry(
         exported(lambda: llama(True), ids(1, 8)),
         _EXPECTED,
         heads=("2",) * 2,
+        axes=({1: "tokens"},),
     ),
 }

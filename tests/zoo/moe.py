@@ -65,6 +65,7 @@ NETWORKS = {
         exported(listed, ids(1, 8)),
         ("16", *["3"] * 2, "20", "22", "24", "26", "28", "30", *["8"] * 2, "4"),
         heads=("2",) * 2,
+        axes=({1: "tokens"},),
     ),
     # The hidden units of an expert move by themselves, and all experts stay equally wide; whole experts move with
     # their router columns.
@@ -72,5 +73,6 @@ NETWORKS = {
         exported(stacked, ids(1, 8)),
         ("16", "80 in 4 blocks", "96 in 4 blocks", *["4"] * 2, *["16 in 2 blocks"] * 2, "4"),
         heads=("2",) * 2,
+        axes=({1: "tokens"},),
     ),
 }

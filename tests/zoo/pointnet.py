@@ -50,5 +50,9 @@ class PointNet(nn.Module):
 
 NETWORKS = {
     # The columns of the learnt matrix are 3 channels, which the next layer reads.
-    "pointnet": Entry(exported(PointNet, (1, 3, 12)), ("10", "12", "14", "3", "16", "18", "24", "20"))
+    "pointnet": Entry(
+        exported(PointNet, (1, 3, 12)),
+        ("10", "12", "14", "3", "16", "18", "24", "20"),
+        axes=({2: "points"},),
+    )
 }

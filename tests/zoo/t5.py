@@ -81,5 +81,6 @@ NETWORKS = {
             *(f"{2 * depth} in 2 blocks" for depth in (9, 10, 11, 12, 13, 14) for _ in range(2)),
         ),
         heads=("2",) * 4,
+        axes=({1: "words"}, {1: "answer"}),
     )
 }

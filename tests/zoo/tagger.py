@@ -27,7 +27,19 @@ class Tagger(nn.Module):
 _BOTH = ("14", "20 in 2 blocks", "24 in 2 blocks", "16")
 
 NETWORKS = {
-    "lstm": Entry(exported(lambda: Tagger(nn.LSTM, True), ids(1, 6)), _BOTH),
-    "gru": Entry(exported(lambda: Tagger(nn.GRU, True), ids(1, 6)), _BOTH),
-    "lstm_one_way": Entry(exported(lambda: Tagger(nn.LSTM, False), ids(1, 6)), ("14", "10", "12", "16")),
+    "lstm": Entry(
+        exported(lambda: Tagger(nn.LSTM, True), ids(1, 6)),
+        _BOTH,
+        axes=({1: "words"},),
+    ),
+    "gru": Entry(
+        exported(lambda: Tagger(nn.GRU, True), ids(1, 6)),
+        _BOTH,
+        axes=({1: "words"},),
+    ),
+    "lstm_one_way": Entry(
+        exported(lambda: Tagger(nn.LSTM, False), ids(1, 6)),
+        ("14", "10", "12", "16"),
+        axes=({1: "words"},),
+    ),
 }

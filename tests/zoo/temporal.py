@@ -65,7 +65,15 @@ class WaveNet(nn.Module):
 
 
 NETWORKS = {
-    "tcn": Entry(exported(TCN, (1, 4, 12)), ("10", "12", "14", "15", "16")),
+    "tcn": Entry(
+        exported(TCN, (1, 4, 12)),
+        ("10", "12", "14", "15", "16"),
+        axes=({2: "time"},),
+    ),
     # The last layer's residual goes nowhere.
-    "wavenet": Entry(exported(WaveNet, (1, 1, 12)), ("12", "18", "8", "9", "10", "16")),
+    "wavenet": Entry(
+        exported(WaveNet, (1, 1, 12)),
+        ("12", "18", "8", "9", "10", "16"),
+        axes=({2: "time"},),
+    ),
 }

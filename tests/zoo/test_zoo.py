@@ -15,6 +15,7 @@ from compiler.ir import Graph, graph_cost
 from compiler.ir.execute import execute, random_inputs
 from passes import Context, Group, Groups, Pipeline, Prune, carried, certify, dependency_groups
 from passes.coupling.transform import restrict
+from tests.ir.test_symbolic_shapes import bound_inputs, check_shapes
 from tests.zoo.checks import TOLERANCE, check_pruning
 from tests.zoo.coverage import prunable_share
 from tests.zoo.entry import Entry, zoo
@@ -58,6 +59,25 @@ def test_with_a_symbolic_batch(name: str, entry: Entry) -> None:
     assert certify(graph, groups) <= TOLERANCE
     assert described(groups) == described(grouped(name)[1])
     check_pruning(graph, entry.ratio, "local")
+
+
+@pytest.mark.parametrize(("name", "entry"), entries("space_fault", lambda e: e.has_space))
+def test_with_symbolic_space_and_sequence(name: str, entry: Entry) -> None:
+    model, sizes = entry.build.symbolic_space(entry.axes, entry.one_batch)
+    graph = Pipeline("simplify")(load(model))
+    check_shapes(graph, sizes)
+    groups = dependency_groups(graph)
+    assert described(groups) == described(grouped(name)[1])
+    pruned = Prune(ratio=entry.ratio, metric="params")(graph, Context())
+    larger = {n: 3 if n == "batch" else 2 * size for n, size in sizes.items()}
+    for numbers in (sizes, larger):
+        data = bound_inputs(graph, numbers)
+        try:
+            before = execute(graph, data)
+        except Exception:  # positions are learnt, or the classifier is made, for the one size
+            assert numbers is larger
+            continue
+        assert {n: v.shape for n, v in execute(pruned, data).items()} == {n: v.shape for n, v in before.items()}
 
 
 @pytest.mark.parametrize(("name", "entry"), entries("heads_fault", lambda e: bool(e.heads)))

@@ -76,5 +76,6 @@ NETWORKS = {
             *(f"{2 * depth} in 2 blocks" for depth in (9, 10, 11, 12, 13, 14) for _ in range(2)),
         ),
         heads=("2",) * 6,
+        axes=({2: "time"}, {1: "tokens"}),
     )
 }
