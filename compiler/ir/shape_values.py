@@ -51,9 +51,13 @@ def shape_value_rule(*ops: str) -> Callable[[ShapeRule], ShapeRule]:
 
 @dataclass
 class ShapeValues:
-    """What is known of every small integer tensor of a graph, evaluated in order of the nodes."""
+    """What is known of every small integer tensor of a graph, evaluated in order of the nodes.
+
+    facts: what atoms of extents are, since Reshapes succeed (see `symbols.agreement`).
+    """
 
     known: dict[Value, ShapeValue] = field(default_factory=dict)
+    facts: dict[str, Extent] = field(default_factory=dict)
 
     def of(self, value: Value | None) -> ShapeValue | None:
         """What is known of `value`, None when nothing is."""

@@ -19,7 +19,7 @@ from compiler.ir.graph import Dim, Graph, Node, Value, subgraphs
 from compiler.ir.loops import loop_states
 from compiler.ir.proto import model_proto, node_proto, tensor_proto, value_info
 from compiler.ir.shape_values import ShapeValues
-from compiler.ir.symbolic_shapes import SYMBOLIC_RULES
+from compiler.ir.symbolic_shapes import SYMBOLIC_RULES, learn
 from compiler.ir.symbols import Extent
 
 _LIKE_FIRST_OPERAND = ("GroupNormalization",)
@@ -141,7 +141,9 @@ class _Naming:
                 for value in body.inputs:
                     self._rename(value)
                     self._seen.update(value.shape or ())
+                facts = dict(self._values.facts)
                 found |= self._visit_all(body)
+                self._values.facts = facts  # what a body shows need not hold where it does not run
             found |= self._visit(node)
         return found
 
@@ -155,6 +157,8 @@ class _Naming:
                 if value.name:
                     self._adopt(value, shape)
         self._seen.update(d for v in node.outputs for d in v.shape or ())
+        if node.op == "Reshape" and not node.domain:
+            learn(node, self._values)
         self._values.evaluate(node)
         return any(v.shape is not None for v in unranked)
 

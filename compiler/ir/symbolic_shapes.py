@@ -11,7 +11,7 @@ from functools import reduce
 
 from compiler.ir.graph import Dim, Node, Value
 from compiler.ir.shape_values import ShapeValues
-from compiler.ir.symbols import Extent, exact_quotients, number, product
+from compiler.ir.symbols import Extent, agreement, exact_quotients, number, product
 
 Shape = tuple[Dim, ...]
 SymbolicRule = Callable[[Node, ShapeValues], "list[Shape | None]"]
@@ -53,17 +53,17 @@ def _reshape(node: Node, values: ShapeValues) -> list[Shape | None]:
     after = [None if item == -1 else item for item in after]
     if len(open_axes) + len(unknown) == 1:  # what the others leave over, whether the target says so or not
         axis = (open_axes + unknown)[0]
-        after[axis] = left_over(before, [item for a, item in enumerate(after) if a != axis])
+        after[axis] = left_over(before, [item for a, item in enumerate(after) if a != axis], values.facts)
     return [tuple(after)]
 
 
-def left_over(before: Shape, known: list[Dim]) -> Dim:
+def left_over(before: Shape, known: list[Dim], facts: dict[str, Extent]) -> Dim:
     """The one extent of a Reshape's result that makes its product equal; None when that cannot be known."""
     left, right = [Extent.of(d) for d in before], [Extent.of(d) for d in known]
     if None in before or None in known:
         return None
-    for exact in ({}, exact_quotients(right, left)):
-        whole, rest = product(e.substitute(exact) for e in left), product(right)
+    for exact in ({}, exact_quotients(right, left), facts):
+        whole, rest = (product(e.substitute(exact) for e in side) for side in (left, right))
         quotient = whole.divided_by(rest)
         if quotient is not None:
             return quotient.dim
@@ -72,6 +72,13 @@ def left_over(before: Shape, known: list[Dim]) -> Dim:
         if numerator is not None and len(rest.terms) == 1 and rest.content > 1:
             return numerator.floor_divided(rest.content).dim
     return None
+
+
+def learn(node: Node, values: ShapeValues) -> None:
+    """Add to the facts what a Reshape of known shapes shows of the extents: windows divide the space that they cut."""
+    x, y = node.inputs[0], node.outputs[0]
+    if x is not None and x.shape is not None and y.shape is not None and None not in (*x.shape, *y.shape):
+        agreement([Extent.of(d) for d in x.shape], [Extent.of(d) for d in y.shape], values.facts)
 
 
 @symbolic_rule("Flatten")
@@ -119,7 +126,10 @@ def _slice(node: Node, values: ShapeValues) -> list[Shape | None]:
     steps = (1,) * len(axes) if node.input(4) is None else steps or whole
     for axis, start, end, step in zip(axes, starts or whole, ends or whole, steps, strict=True):
         assert isinstance(axis, int)
-        shape[axis] = _slice_extent(shape[axis], start, end) if step == 1 else None
+        extent = _slice_extent(shape[axis], start, end)
+        if isinstance(step, int) and step > 1 and extent is not None:
+            extent = Extent.of(extent).plus(number(step - 1)).floor_divided(step).dim
+        shape[axis] = extent if isinstance(step, int) and step > 0 else None
     return [tuple(shape)]
 
 

@@ -98,7 +98,11 @@ class Extent:
             (atoms, factor // divisor) for atoms, factor in self.terms if not atoms or factor % divisor == 0
         )
         rest = self.minus(whole.times(number(divisor)))
-        return whole if rest.number is not None else whole.plus(_atom(f"floordiv({rest.dim},{divisor})"))
+        if rest.number is not None:
+            return whole
+        common = math.gcd(rest.content, divisor)
+        rest = Extent(tuple((atoms, factor // common) for atoms, factor in rest.terms))
+        return whole.plus(_atom(f"floordiv({rest.dim},{divisor // common})"))
 
     def minimum(self, other: Extent) -> Extent:
         """The smaller of the two."""
@@ -152,6 +156,28 @@ def exact_quotients(extents: Iterable[Extent], others: Iterable[Extent]) -> dict
                 if len(rest.terms) == 1 and rest.terms[0][1] == 1 and len(rest.terms[0][0]) == 1:
                     found[rest.terms[0][0][0]] = _atom(atom).times(inside[1]).minus(number(constant))
     return found
+
+
+def agreement(left: list[Extent], right: list[Extent], facts: dict[str, Extent]) -> dict[str, Extent] | None:
+    """What atoms are, given that two lists of extents have equal products (a Reshape of a tensor that is not empty).
+
+    None when that does not follow. facts: what atoms are by what was seen before; what is seen now is added.
+    """
+    if product(left) == product(right):
+        return {}
+    rounded = exact_quotients(right, left), exact_quotients(left, right), _ones(left, right)
+    for exact in (*rounded, facts, *({**facts, **r} for r in rounded), *({**r, **facts} for r in rounded)):
+        if product(e.substitute(exact) for e in left) == product(e.substitute(exact) for e in right):
+            for atom, extent in exact.items():
+                facts.setdefault(atom, extent)
+            return exact
+    return None
+
+
+def _ones(left: list[Extent], right: list[Extent]) -> dict[str, Extent]:
+    """The symbols that must be 1 for the products to be equal: a model that was traced at a batch of 1."""
+    rest = product(left).divided_by(product(right))
+    return {} if rest is None or len(rest.terms) != 1 else dict.fromkeys(rest.symbols, number(1))
 
 
 def _atom(name: str) -> Extent:

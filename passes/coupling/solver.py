@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.ir import Dim, Graph, Node, Value, subgraphs
+from compiler.ir.symbols import Extent
 from passes.coupling.counts import Count, Counts, Item, Number
 from passes.coupling.kinds import EXPERT
 from passes.coupling.partition import Partition, Points
@@ -112,6 +113,7 @@ class Coupling:
         self.decisions: dict[Place, tuple[Labels, int]] = {}
         self.kinds: list[tuple[Points, str]] = []  # points as [rows, positions]
         self.counts = Counts()
+        self.facts: dict[str, Extent] = {}
         self.positions = Positions()
         self.terms = gated_terms(graph)
         self._picks = {term.picked: term for term in self.terms}
@@ -309,7 +311,9 @@ class Coupling:
         """Solve a body of a node, whose boundary is fixed: what it reads from outside, its operands and its results."""
         for value in body.outer_values():
             self.fix(value, node, f"a body of {node.op} reads this from outside")
+        facts = dict(self.facts)
         self._solve(body)
+        self.facts = facts  # what a body shows need not hold where it does not run
         for value in body.outputs:
             self.fix(value, node, f"a body of {node.op} gives this out")
 

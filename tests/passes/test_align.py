@@ -38,6 +38,17 @@ def test_cases(before, after, runs) -> None:
     assert align(before, after) == runs
 
 
+def test_windows_are_put_back_where_they_were_cut() -> None:
+    """What the one Reshape shows (4 divides H), the other needs."""
+    facts: dict = {}
+    cut = ("N", "floordiv(H,4)", 4, "floordiv(W,4)", 4, 8)
+    assert align(cut, ("N", "H", "W", 8)) is not None
+    assert align((*cut[:-1], 9), ("N", "H", "W", "C"), facts) is None
+    assert align(("N", "H", "W", 8), cut, facts) is not None
+    back = [([0], [0]), ([1, 2], [1]), ([3, 4], [2]), ([5], [3])]
+    assert align((*cut[:-1], 9), ("N", "H", "W", 9), facts) == back
+
+
 @given(st.lists(st.integers(1, 4), max_size=6), st.randoms(use_true_random=False))
 def test_runs_partition_both_shapes_and_agree(factors: list[int], random) -> None:
     def merged() -> tuple[int, ...]:

@@ -360,6 +360,14 @@ PATTERNS: dict[str, tuple[str, list[str]]] = {
         c = Transpose<perm=[0,2,1,3,4]>(b) d = Reshape(c, s) e = Conv<group=2>(d, w2) y = Conv(e, h) }""",
         ["w1[0]: 8 in 4 blocks", "w2[0]: 8 in 2 blocks"],
     ),
+    "repeated as often as there are points": (
+        """(float[N,6,S] x, float[8,6,1] w, float[9,6,1] w2, float[5,17,1] h) => (float[N,5,S] y) {
+        a = Conv(x, w) b = Conv(x, w2) ax = Constant<value_ints=[2]>() m = ReduceMax(b, ax) s = Shape(x)
+        i = Constant<value_ints=[2]>() e = Constant<value_ints=[3]>() n = Slice(s, i, e)
+        o = Constant<value_ints=[1,1]>() r = Concat<axis=0>(o, n) t = Tile(m, r)
+        c = Concat<axis=1>(a, t) y = Conv(c, h) }""",
+        ["w[0]: 8", "w2[0]: 9"],
+    ),
     "positions cut to the sequence": (
         """(float[1,S,6] x, float[6,8] w, float[16,8] p, float[8,5] h) => (float[1,S,5] y) {
         a = MatMul(x, w) s = Shape(x) b = Constant<value_ints=[1]>() e = Constant<value_ints=[2]>() n = Slice(s, b, e)

@@ -46,5 +46,9 @@ NETWORKS = {
     "sparse": Entry(exported(lambda: Sparse(False), (3, 12)), ("48",)),
     "tied": Entry(exported(lambda: Sparse(True), (3, 12)), ("48",)),
     # A code is a mean and a variance.
-    "variational": Entry(exported(Variational, (1, 1, 16, 16), (1, 4)), ("8", "12", "9", "10", "14")),
+    "variational": Entry(
+        exported(Variational, (1, 1, 16, 16), (1, 4)),
+        ("8", "12", "9", "10", "14"),
+        closed="its code is an image of one size, flattened",
+    ),
 }

@@ -132,5 +132,6 @@ NETWORKS = {
         ),
         heads=("2",) * 4,
         one_batch=True,
+        closed="its encoder samples an image of 4 x 4",
     ),
 }

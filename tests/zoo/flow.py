@@ -47,5 +47,9 @@ class Flow(nn.Module):
 NETWORKS = {
     # Between the two mixing convolutions: the 6 channels that are kept, and the 6 that are scaled and shifted; hidden
     # layers. What the second mixing makes is the model's output.
-    "glow": Entry(exported(Flow, (1, 3, 8, 8)), ("6", "6", "24", "20", "22", "26"))
+    "glow": Entry(
+        exported(Flow, (1, 3, 8, 8)),
+        ("6", "6", "24", "20", "22", "26"),
+        space_fault="a Flatten that joins channels with symbolic space pins them",
+    )
 }

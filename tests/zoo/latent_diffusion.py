@@ -92,16 +92,11 @@ NETWORKS = {
         exported(LatentUNet, (1, 4, 8, 8), (1, 8), (1, 6, 12)),
         (
             *("28", "22"),  # the time's hidden layer and embedding
-            *(
-                "16 in 4 blocks",
-                "20 in 5 blocks",
-                "20 in 5 blocks",
-                "32 in 8 blocks",
-                "32 in 8 blocks",
-            ),  # inside, streams
+            *("16 in 4 blocks", *["20 in 5 blocks"] * 2, *["32 in 8 blocks"] * 2),  # inside, streams
             "40 in 10 blocks",  # up (24) and skip (16) share one GroupNorm
             *("18", "36", *["10 in 2 blocks"] * 2, *["12 in 2 blocks"] * 2),  # the transformer
         ),
         heads=("2", "2"),
+        space_fault="GroupNorm, exported as a Reshape that joins channels with symbolic space, pins its channels",
     )
 }

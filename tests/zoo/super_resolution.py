@@ -78,6 +78,7 @@ NETWORKS = {
         ("16", *["32 in 4 blocks"] * 2, "28", "30", "20", "11"),
         heads=("2",) * 2,
         one_batch=True,
+        closed="its masks of shifted windows are made for one size",
     ),
     "drct": Entry(
         exported(lambda: swin_ir(8), (1, 3, 8, 8)),
@@ -85,5 +86,6 @@ NETWORKS = {
         ("16", "8", "32 in 4 blocks", "48 in 4 blocks", "28", "30", "20", "11"),
         heads=("2",) * 2,
         one_batch=True,
+        closed="its masks of shifted windows are made for one size",
     ),
 }

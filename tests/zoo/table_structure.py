@@ -48,5 +48,6 @@ NETWORKS = {
         exported(TableFormer, (1, 3, 16, 16), ids(1, 6)),
         ("8", "10", "16", "16", *["32 in 4 blocks"] * 3, "40", "44", "18", "20"),
         heads=("2",) * 3,
+        closed="the exporter spells the number of tokens of MultiheadAttention out",
     )
 }

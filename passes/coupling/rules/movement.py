@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from compiler.ir import Dim, Node, SecateurError, Value
-from compiler.ir.symbols import UNKNOWN, Extent, exact_quotients, number, product
+from compiler.ir.symbols import UNKNOWN, Extent, agreement, number, product
 from passes.coupling.counts import Count, Item, Items, Number, number_of
 from passes.coupling.extents import Kept, constant_operand, extent_rule
 from passes.coupling.rules.indexing import indexed
@@ -35,7 +35,7 @@ def reshape(c: Coupling, node: Node) -> None:
     items: Items = ()
     if target is not None and not target.is_constant:
         items = c.counts.of(target) or (None,) * len(after)
-    segments = align(x.shape or (), after)
+    segments = align(x.shape or (), after, c.facts)
     if segments is None:
         c.refuse(node, f"{node.op} regroups extents that are not known")
         for item in items:
@@ -72,20 +72,21 @@ def _spelt(c: Coupling, node: Node, labels: Labels | None, item: Item, axis: int
 Segment = tuple[list[int], list[int]]
 
 
-def align(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[Segment] | None:
+def align(
+    before: tuple[Dim, ...], after: tuple[Dim, ...], facts: dict[str, Extent] | None = None
+) -> list[Segment] | None:
     """The finest cut of two shapes into runs of axes with equal products; None when that cannot be known.
 
-    Extents may be symbols; one unknown extent of the result is what the others leave over.
+    Extents may be symbols; one unknown extent of the result is what the others leave over. facts: see `agreement`.
     """
     left = [Extent.of(d) for d in before]
     right = [Extent.of(d) for d in after]
     named = {symbol for extent in left for symbol in extent.symbols}
     if UNKNOWN in named or product(left) == number(0):
         return None
-    for exact in (exact_quotients(right, left), exact_quotients(left, right), _ones(left, right)):
-        cut = [[e.substitute(exact) for e in side] for side in (left, right)]
-        if product(cut[0]) == product(cut[1]):
-            return list(_runs(*cut))
+    exact = agreement(left, right, {} if facts is None else facts)
+    if exact is not None:
+        return list(_runs([e.substitute(exact) for e in left], [e.substitute(exact) for e in right]))
     unknown = [j for j, extent in enumerate(right) if not extent.symbols <= named]
     if len(unknown) != 1:
         return None
@@ -94,12 +95,6 @@ def align(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[Segment] | No
         return None
     right[unknown[0]] = quotient
     return list(_runs(left, right))
-
-
-def _ones(left: list[Extent], right: list[Extent]) -> dict[str, Extent]:
-    """The symbols that must be 1 for the Reshape to succeed: a model that was traced at a batch of 1."""
-    rest = product(left).divided_by(product(right))
-    return {} if rest is None or len(rest.terms) != 1 else dict.fromkeys(rest.symbols, number(1))
 
 
 def _runs(left: list[Extent], right: list[Extent]) -> Iterator[Segment]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.ir import Node
+from passes.coupling.counts import number_of
 from passes.coupling.extents import Kept, constant_operand, extent_rule
 from passes.coupling.kinds import HEAD, HEAD_DIM, PRODUCT
 from passes.coupling.partition import Points
@@ -169,18 +170,21 @@ def tile(c: Coupling, node: Node) -> None:
     """Positions occur again; an axis that grows from 1 gains positions that are free to go."""
     x, repeats, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert x is not None and x.shape is not None and repeats is not None
-    if not repeats.is_constant:
-        c.refuse(node, "Tile by numbers that are computed at run time")
-        return
-    times, rank = [int(n) for n in repeats.numpy()], len(x.shape)
+    rank = len(x.shape)
+    times = [number_of(item) for item in c.counts.of(repeats) or (None,) * rank]
+    for axis, count in enumerate(times):
+        if count is None:
+            c.pin_axis(x, axis, node, "Tile repeats this axis as often as is computed at run time")
+            c.decondition(x, axis)
     layout: Layout = []
     for axis, labels in enumerate(c.layout(x)):
-        if x.shape[axis] == 1 and times[axis] > 1:
-            layout.append(c.fresh(times[axis], axis, rank))
-        elif labels is None:
+        count = times[axis]
+        if count is not None and x.shape[axis] == 1 and count > 1 and repeats.is_constant:
+            layout.append(c.fresh(count, axis, rank))
+        elif labels is None or count is None:
             layout.append(None)
         else:
-            layout.append(np.tile(labels, [n if d > 1 else 1 for n, d in zip(times, labels.shape, strict=True)]))
+            layout.append(np.tile(labels, [n or 1 if d > 1 else 1 for n, d in zip(times, labels.shape, strict=True)]))
     c.set(y, layout)
 
 
