@@ -55,9 +55,10 @@ def check_shapes(graph: Graph, symbols: dict[str, int], least: int = 1) -> None:
     for name, array in execute(graph, inputs, optimize=False).items():
         assert len(shapes[name]) == array.ndim
         for dim, actual in zip(shapes[name], array.shape, strict=True):
-            if isinstance(dim, str) and Extent.of(dim).symbols == {dim} and dim.isidentifier():
-                numbers.setdefault(dim, actual)
-            expected = eval(str(dim), {"floordiv": lambda a, b: a // b, "min": min}, numbers)
+            if isinstance(dim, str) and Extent.of(dim).symbols == {dim} and "(" not in dim:
+                expected = numbers.setdefault(dim, actual)
+            else:
+                expected = eval(str(dim), {"floordiv": lambda a, b: a // b, "min": min}, numbers)
             said += isinstance(dim, str) and dim not in numbers.keys() - symbols.keys()
             assert expected == actual, f"{name}: {shapes[name]} is {array.shape} at {numbers}"
     assert said >= least
