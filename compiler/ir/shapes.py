@@ -34,7 +34,7 @@ ShapeRule = Callable[[Node], list[tuple[np.dtype | None, tuple[Dim, ...] | None]
 
 SHAPE_RULES: dict[tuple[str, str], ShapeRule] = {}
 
-_INVENTED = "unk__"
+INVENTED = "unk__"
 """How the symbols begin that onnx makes up for extents which it cannot name."""
 
 _LONGEST = 100
@@ -168,7 +168,7 @@ class _Naming:
 
     def _is_new(self, dim: Dim) -> bool:
         """True for an extent without a name, or whose made-up name appears for the first time."""
-        return dim is None or (isinstance(dim, str) and dim.startswith(_INVENTED) and dim not in self._seen)
+        return dim is None or (isinstance(dim, str) and dim.startswith(INVENTED) and dim not in self._seen)
 
     def _better(self, node: Node) -> list[tuple[Dim, ...] | None]:
         if any(v is not None and v.shape is None for v in node.inputs):
@@ -200,7 +200,7 @@ class _Naming:
         if dim is not None and len(str(dim)) <= _LONGEST:
             return dim
         self._made_up += 1
-        return f"{_INVENTED}s{self._made_up}"
+        return f"{INVENTED}s{self._made_up}"
 
 
 def _infer_node(node: Node, graph: Graph) -> list[tuple[np.dtype | None, tuple[Dim, ...] | None]]:
@@ -238,7 +238,7 @@ def _refine(
 
 
 def _is_made_up(dim: Dim, symbols: set[str]) -> bool:
-    return dim is None or any(_INVENTED in atom and atom not in symbols for atom in Extent.of(dim).symbols)
+    return dim is None or any(INVENTED in atom and atom not in symbols for atom in Extent.of(dim).symbols)
 
 
 def _infer_standard(graph: Graph) -> None:

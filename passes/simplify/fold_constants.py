@@ -17,6 +17,7 @@ from compiler.ir import Graph, Node, Value, subgraphs
 from compiler.ir.cost import is_parameter
 from compiler.ir.proto import node_proto
 from compiler.ir.shape_values import ShapeValues
+from compiler.ir.shapes import INVENTED
 from passes.pipeline import register_pass
 from passes.simplify.eliminate_identities import unchanged
 from passes.simplify.rewrite import Names, RewritePass, sweep
@@ -157,10 +158,12 @@ def _make_target_constant(node: Node, shapes: ShapeValues, names: Names) -> bool
         0 if isinstance(item, str) and x.shape is not None and i < len(x.shape) and x.shape[i] == item else item
         for i, item in enumerate(value.items)
     ]
-    # -1 is what is left over, which is right for any one unknown extent as long as the others are not 0.
+    # -1 is what is left over, which is right for any one unknown extent as long as the others are not 0, as what the
+    # data decide may be.
     symbolic = [i for i, item in enumerate(items) if not isinstance(item, int)]
     numbers = [item for item in value.items if isinstance(item, int)]
-    if len(symbolic) > 1 or 0 in numbers or (symbolic and -1 in numbers):
+    copied = [item for i, item in enumerate(value.items) if isinstance(item, str) and i not in symbolic]
+    if len(symbolic) > 1 or 0 in numbers or (symbolic and (-1 in numbers or any(INVENTED in c for c in copied))):
         return False
     constant = np.array([-1 if i in symbolic else item for i, item in enumerate(items)], np.int64)
     node.inputs[1] = Value(names.fresh(f"{node.name}_target"), data=constant)

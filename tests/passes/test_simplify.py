@@ -171,6 +171,17 @@ class TestFoldConstants:
         )
         assert ops(same(graph, Simplify()(graph), symbol=3)) == ["Shape", "Gather", "Reshape"]
 
+    def test_no_minus_one_beside_an_extent_that_data_may_make_zero(self) -> None:
+        graph = net(
+            "i = NonZero(x) t = Transpose(i) b = Shape<start = 0, end = 1>(t) h = Shape<start = 1, end = 2>(x)"
+            " r = Concat<axis = 0>(b, h) y = Reshape(t, r)",
+            "float[2,n] x => int64[m,n] y",
+        )
+        result = Simplify()(graph)
+        for x in (np.zeros((2, 2), np.float32), np.ones((2, 2), np.float32)):
+            expected = execute(graph, {"x": x}, optimize=False)
+            assert relative_difference(execute(result, {"x": x}, optimize=False), expected) == 0
+
     def test_products_of_open_extents_stay_right(self) -> None:
         graph = net(
             "s = Shape(x) b = Slice(s, zero, two) p = ReduceProd(b) r = Concat<axis = 0>(p, c) y = Reshape(x, r)",

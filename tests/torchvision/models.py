@@ -20,11 +20,16 @@ DETECTORS = ("*rcnn*", "retinanet*", "fcos*", "ssd*")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Shapes of the inputs and options of the constructor; `listed` inputs go in as a list of images."""
+    """Shapes of the inputs and options of the constructor.
+
+    listed: the inputs go in as a list of images. lists: the model splits tensors into lists, which the TorchScript
+    exporter leaves as they are, so that no axis can be followed through them.
+    """
 
     shapes: tuple[tuple[int, ...], ...] = ((1, 3, 64, 64),)
     options: dict[str, Any] = field(default_factory=dict)
     listed: bool = False
+    lists: bool = False
 
 
 _SMALL_IMAGES = {"min_size": 128, "max_size": 160}
@@ -41,7 +46,7 @@ _RECIPES: tuple[tuple[str, Recipe], ...] = (
     ("swin_v2_*", Recipe(((1, 3, 256, 256),))),
     ("swin3d_*", Recipe(((1, 3, 8, 112, 112),))),
     ("swin_*", Recipe(((1, 3, 224, 224),))),
-    ("mvit_*", Recipe(((1, 3, 16, 224, 224),))),
+    ("mvit_*", Recipe(((1, 3, 16, 224, 224),), lists=True)),
     ("s3d", Recipe(((1, 3, 16, 224, 224),))),
     *((name, Recipe(((1, 3, 8, 64, 64),))) for name in ("r3d_18", "mc3_18", "r2plus1d_18")),
     ("raft_*", Recipe(((1, 3, 128, 128), (1, 3, 128, 128)))),

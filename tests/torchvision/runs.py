@@ -160,8 +160,9 @@ def _object(line: str) -> Facts | None:
 
 
 def _ending(code: int, errors: Sequence[str]) -> str:
-    """Why a process failed: the last line of its traceback, or the signal that ended it."""
-    last = errors[-1].strip()[:300] if errors else ""
+    """Why a process failed: the last line of its traceback that names an error, or the signal that ended it."""
+    named = [line for line in errors if "Error" in line.partition(":")[0] and not line.startswith(" ")]
+    last = (named or errors or [""])[-1].strip()[:300]
     if code < 0:
         return f"ended by {signal.Signals(-code).name}" + (f": {last}" if last else "")
     if "MemoryError" in last or "bad_alloc" in last or "DefaultCPUAllocator" in last:
