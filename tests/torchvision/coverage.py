@@ -20,6 +20,8 @@ from tests.torchvision.runs import Facts, Limits, Record, Task, preload, run_all
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits(seconds=240, gigabytes=10)
+LARGE = {"vit_h_14": Limits(240, 16), "regnet_y_128gf": Limits(240, 16)}
+"""Models of more than 2 GB, which run first: not beside others that may take as much as they are allowed."""
 OURS, PEER = "tests.torchvision.ours", "tests.torchvision.peer"
 PACKAGES = ("torch", "torchvision", "torch-pruning")
 
@@ -35,11 +37,11 @@ Torch-Pruning prunes the same models, with the same inputs, in the same run: hal
 outputs keep their shapes; neither a ratio, nor a certificate, nor global scope, nor an export is asked of it.
 
 Inputs are as small as each architecture allows. Each test is a process of its own on one core, with a limit of
-{seconds:g} s of processor time and {gigabytes:g} GiB. The exporter is torch's TorchScript exporter, or torch.export
-and our torch frontend where the former fails, leaves lists of tensors, or meets more than 2 GB; detectors are
-exported whole, with NonMaxSuppression, and those of one stage are certified on the scores and boxes that it chooses
-from. torchvision's compiled part is not used. "s" are the seconds of processor time of grouping and one local pruning
-for us, and of building the dependency graph and pruning for Torch-Pruning.
+{seconds:g} s of processor time and {gigabytes:g} GiB ({large:g} GiB for models of more than 2 GB). The exporter is
+torch's TorchScript exporter, or torch.export and our torch frontend where the former fails, leaves lists of tensors,
+or meets more than 2 GB; detectors are exported whole, with NonMaxSuppression, and those of one stage are certified on
+the scores and boxes that it chooses from. torchvision's compiled part is not used. "s" are the seconds of processor
+time of grouping and one local pruning for us, and of building the dependency graph and pruning for Torch-Pruning.
 """
 
 
@@ -117,7 +119,9 @@ _HEAD = """| model | exported by | groups | prunable | certificate | local | glo
 
 def section(results: dict[str, tuple[Facts, Facts]], total: int) -> str:
     """The counts, the table, and the reasons of what does not pass; total: how many models there are."""
-    text = _INTRODUCTION.format(seconds=LIMITS.seconds, gigabytes=LIMITS.gigabytes)
+    text = _INTRODUCTION.format(
+        seconds=LIMITS.seconds, gigabytes=LIMITS.gigabytes, large=max(x.gigabytes for x in LARGE.values())
+    )
     ours, peers = [o for o, _ in results.values()], [p for _, p in results.values()]
     exporters = Counter(o["exporter"] for o in ours if "exporter" in o)
     versions = ", ".join(f"{p} {metadata.version(p).split('+')[0]}" for p in PACKAGES)
@@ -150,6 +154,7 @@ def main(wanted: str = "") -> None:
         raise SystemExit(f"torchvision has no model called {', '.join(unknown)}")
     record = Record(ROOT / "build" / "coverage" / "torchvision.jsonl")
     todo = tasks(chosen or known)
+    order = sorted(todo, key=lambda task: task.name not in LARGE)
     start = time.monotonic()
 
     def told(task: Task, facts: Facts) -> None:
@@ -158,7 +163,7 @@ def main(wanted: str = "") -> None:
 
     if not so_far:
         preload((OURS, PEER))
-        run_all(todo, record, LIMITS, told=told)
+        run_all(order, record, lambda task: LARGE.get(task.name, LIMITS), told=told)
     pairs = [pair for pair in zip(todo[::2], todo[1::2], strict=True) if all(task in record.found for task in pair)]
     results = {ours.name: (record.found[ours], record.found[peer]) for ours, peer in pairs}
     if chosen:

@@ -115,7 +115,7 @@ def _lines(path: Path) -> list[str]:
 def run_all(
     tasks: Iterable[Task],
     record: Record,
-    limits: Limits,
+    limits: Callable[[Task], Limits],
     *,
     workers: int = 2,
     told: Callable[[Task, Facts], None] = lambda task, facts: None,
@@ -133,7 +133,7 @@ def run_all(
                 task = waiting.get_nowait()
             except queue.Empty:
                 return
-            facts = run_task(task, limits, core)
+            facts = run_task(task, limits(task), core)
             with lock:
                 record.add(task, facts)
                 told(task, facts)

@@ -73,12 +73,12 @@ def test_a_run_goes_on_where_it_stopped(fakes: Path) -> None:
     tasks = [Task("fake_task", name) for name in ("fine", "raises")]
     path = fakes / "record.jsonl"
     done: list[str] = []
-    run_all(tasks[:1], Record(path), LIMITS, told=lambda task, facts: done.append(task.name))
+    run_all(tasks[:1], Record(path), lambda task: LIMITS, told=lambda task, facts: done.append(task.name))
     path.write_text(path.read_text() + '{"task": {"module": "fake')  # cut off while it was written
-    run_all(tasks, Record(path), LIMITS, told=lambda task, facts: done.append(task.name))
+    run_all(tasks, Record(path), lambda task: LIMITS, told=lambda task, facts: done.append(task.name))
     assert done == ["fine", "raises"]
     changed = Task("fake_task", "fine", state="other sources")
-    run_all([changed], Record(path), LIMITS, told=lambda task, facts: done.append(task.name))
+    run_all([changed], Record(path), lambda task: LIMITS, told=lambda task, facts: done.append(task.name))
     assert done == ["fine", "raises", "fine"]
     assert set(Record(path).found) == {*tasks, changed}
 
