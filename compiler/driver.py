@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.exporters import check_output, export
+from compiler.exporters.output import replacing
 from compiler.frontends import load
 from compiler.ir import CheckFailed, Graph, SecateurError
 from compiler.ir.execute import execute, random_inputs, relative_difference
+from compiler.report import prune_page
 from passes import Context, Pipeline, certify
 from passes.pipeline import Pass
 from passes.structured.check import pruning_error
@@ -133,16 +136,34 @@ def transform(
     overwrite: bool = False,
     verify: bool = True,
     context: Context | None = None,
+    report: str | Path | None = None,
 ) -> Outcome:
-    """Run passes over a model and write the result as ONNX: what `secateur prune` does."""
+    """Run passes over a model and write the result as ONNX: what `secateur prune` does.
+
+    report: an HTML page to write beside it, of what the prunings took from each layer. Neither file appears when the
+    other cannot be written.
+    """
     final = check_output(output, inputs=_paths(source), overwrite=overwrite)
+    page = None if report is None else check_output(report, inputs=[*_paths(source), output], overwrite=overwrite)
     context = context or Context()
     pipeline = _pipeline(passes)
     graph = load(source, shapes=shapes)
     transformed = pipeline.run(graph, context)
     checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
-    export(transformed, final, overwrite=overwrite)
+    context.progress("writing", 0, 1)
+    drafting: AbstractContextManager[list[Path]] = nullcontext([]) if page is None else replacing(page)
+    with drafting as drafts:
+        for draft in drafts:
+            draft.write_text(_page(source, final, context, checks), encoding="utf-8")
+        export(transformed, final, overwrite=overwrite)
     return Outcome(transformed, final, context, checks)
+
+
+def _page(source: Any, final: Path, context: Context, checks: Sequence[Check]) -> str:
+    """What prunings did, as HTML."""
+    name = str(source) if isinstance(source, str | Path) else type(source).__name__
+    notes = [f"Verified: {c.compared}: {c.difference:.1e} (allowed {c.tolerance:.0e})." for c in checks]
+    return prune_page(f"{name} → {final}", context.reports.get("prune", []), notes)
 
 
 def verify_transformation(before: Graph, after: Graph, pipeline: Pipeline, context: Context) -> list[Check]:
@@ -152,6 +173,7 @@ def verify_transformation(before: Graph, after: Graph, pipeline: Pipeline, conte
     """
     _require_same_interface(before, after)
     checks = []
+    context.progress("checking", 0, 1)
     data = random_inputs(before, seed=1)
     result = execute(after, data)
     if pipeline.exact:

@@ -19,12 +19,12 @@ from compiler.cli.shared import (
     Shapes,
     Timings,
     bind,
-    count,
-    size,
+    layers,
     table,
 )
 from compiler.driver import Outcome, compile_outcome, transform
 from compiler.ir import SecateurError, graph_cost
+from compiler.report import count, size
 from passes import Context, Pipeline, Prune, parse_passes
 from passes.structured import PruneReport
 
@@ -111,6 +111,7 @@ def prune_command(
     only: Names = None,
     heads: Annotated[bool, typer.Option("--heads", help="Remove whole attention heads, not channels within.")] = False,
     seed: Annotated[int, typer.Option(help="For what is drawn at random.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write what each layer lost as an HTML page too.")] = None,
     shape: Shapes = None,
     force: Force = False,
     no_verify: NoVerify = False,
@@ -150,7 +151,10 @@ def prune_command(
             overwrite=force,
             verify=not no_verify,
             context=context,
+            report=report,
         )
+    for done in context.reports["prune"]:
+        screen.print(layers(done, screen.console.width))
     _show_prunes(screen, context, model.stat().st_size, output.stat().st_size)
     _show_checks(screen, outcome, timings)
     screen.print(f"next: fine-tune {output}, then: secateur compile {output} -o {output.with_suffix('')}")
@@ -223,5 +227,6 @@ def _report(report: PruneReport) -> dict[str, Any]:
         "before": asdict(report.before),
         "after": asdict(report.after),
         "groups": [asdict(g) for g in report.groups],
+        "layers": [asdict(layer) for layer in report.layers],
         "unranked": list(report.unranked),
     }

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from compiler.cli.shared import Json, Quiet, Screen, count, size, table
+from compiler.cli.shared import Json, Quiet, Screen, table
 from compiler.driver import compile_outcome, transform
 from compiler.ir import CheckFailed, SecateurError, graph_cost
+from compiler.report import count, size
 from passes import Context, Pipeline, Prune, parse_passes
 
 DENSE, TUNED = "fashion_cnn.onnx", "fashion_cnn_pruned50_finetuned.onnx"

@@ -11,9 +11,10 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from compiler.cli.shared import Json, Model, Quiet, Screen, Shapes, bind, count, size, table
+from compiler.cli.shared import Json, Model, Quiet, Screen, Shapes, bind, table
 from compiler.frontends import load
 from compiler.ir import Graph, Node, SecateurError, graph_cost, node_cost
+from compiler.report import count, size
 from passes import Groups, Pipeline, carried, certify, dependency_groups
 
 

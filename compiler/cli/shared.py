@@ -7,16 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console, Group
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from compiler.frontends import parse_shape
+from compiler.report import layer_table
 from passes import Context
+from passes.structured import PruneReport
 
 Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 Shapes = Annotated[
@@ -44,7 +46,7 @@ class Screen:
         self.quiet = quiet
         # Names are longer than an 80-column default when the output is not a terminal.
         self.console = Console(
-            quiet=as_json or quiet, highlight=False, markup=False, width=None if sys.stdout.isatty() else 140
+            quiet=as_json or quiet, highlight=False, markup=False, width=None if sys.stdout.isatty() else 200
         )
 
     def print(self, *items: Any) -> None:
@@ -60,12 +62,16 @@ class Screen:
     def context(self, print_after: list[str] | None = None) -> Iterator[Context]:
         """A Context whose progress shows as a bar on stderr."""
         hidden = self.as_json or self.quiet or not sys.stderr.isatty()
-        columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+        columns = (
+            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
+            *(MofNCompleteColumn(), TimeElapsedColumn()),
+        )
         with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
             task = bar.add_task("loading", total=None)
 
             def show(label: str, done: int, total: int) -> None:
-                bar.update(task, description=label, completed=done, total=total)
+                new = bar.tasks[0].description != label  # short stages show too
+                bar.update(task, description=label, completed=done, total=total, refresh=new)
 
             yield Context(progress=show, print_after=tuple(print_after or ()))
 
@@ -91,17 +97,27 @@ def table(title: str, *columns: str, rows: list[list[str]]) -> Group:
     return Group(Text(title, style="bold"), made)
 
 
-def count(number: float) -> str:
-    """1,234,567 as 1.23 M."""
-    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(number) >= limit:
-            return f"{number / limit:.2f}{suffix}"
-    return f"{number:.4g}"
+_FIRST_TO_GO = ("op", "lost units of", "output error")
+"""Columns of the layers' table that a narrow terminal does without."""
+_LEAST_TEXT = 16
 
 
-def size(number: float) -> str:
-    """Bytes for people."""
-    for limit, suffix in ((1e9, " GB"), (1e6, " MB"), (1e3, " kB")):
-        if number >= limit:
-            return f"{number / limit:.2f}{suffix}"
-    return f"{number:.0f} B"
+def layers(report: PruneReport, width: int) -> Group:
+    """The table of what a pruning took from each layer, in so many characters a line."""
+    columns, rows, total = layer_table(report)
+    cells = [[Text(cell) for cell in row.cells] for row in (*rows, total)]
+    needed = {
+        c.title: 2 + (_LEAST_TEXT if c.text else max(len(c.title), *(row[i].cell_len for row in cells)))
+        for i, c in enumerate(columns)
+    }
+    for title in (t for t in _FIRST_TO_GO if t in needed):
+        if sum(needed.values()) > width:
+            del needed[title]
+    shown = [i for i, c in enumerate(columns) if c.title in needed]
+    made = Table(box=None, pad_edge=False, header_style="dim")
+    for column in (columns[i] for i in shown):
+        justify: Literal["left", "right"] = "left" if column.text else "right"
+        made.add_column(Text(column.title), justify=justify, overflow="fold", no_wrap=not column.text)
+    for row in cells:
+        made.add_row(*(row[i] for i in shown))
+    return Group(Text("Layers", style="bold"), made)

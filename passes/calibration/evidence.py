@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from passes.coupling.readers import Use, readers
 
 if TYPE_CHECKING:
     from passes.calibration.gradients import Gradients
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,21 @@ class Contraction:
 class Evidence:
     """The groups of a graph, and on demand its activations and gradients on samples.
 
-    samples: calibration data, None where there is none. loss: what gradients are taken of; see `Gradients`.
+    samples: calibration data, None where there is none. loss: what gradients are taken of; see `Gradients`. progress:
+    called as progress(label, done, total) while data are looked at.
     """
 
-    def __init__(self, groups: Groups, samples: Samples | None = None, loss: str = "cross_entropy") -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        samples: Samples | None = None,
+        loss: str = "cross_entropy",
+        *,
+        progress: Progress = lambda label, done, total: None,
+    ) -> None:
         self.groups = groups
         self.loss = loss
+        self.progress = progress
         self._samples = samples
         self._moments: dict[tuple[Value, int], Moments] = {}
 
@@ -114,7 +125,7 @@ class Evidence:
         """The statistics of some axes of some values, each found once."""
         wanted = [p for p in dict.fromkeys(places) if p not in self._moments]
         if wanted:
-            self._moments.update(_measured(self.graph, wanted, self.samples))
+            self._moments.update(_measured(self.graph, wanted, self.samples, self.progress))
         return [self._moments[p] for p in places]
 
     @cached_property
@@ -122,14 +133,17 @@ class Evidence:
         """Gradients of the loss on the samples."""
         from passes.calibration.gradients import Gradients
 
-        return Gradients(self.graph, self._samples, self.loss)
+        return Gradients(self.graph, self._samples, self.loss, progress=self.progress)
 
 
-def _measured(graph: Graph, places: Sequence[tuple[Value, int]], samples: Samples) -> dict[tuple[Value, int], Moments]:
+def _measured(
+    graph: Graph, places: Sequence[tuple[Value, int]], samples: Samples, progress: Progress
+) -> dict[tuple[Value, int], Moments]:
     count = dict.fromkeys(places, 0)
     sums: dict[tuple[Value, int], np.ndarray] = {}
     per_sample: dict[tuple[Value, int], list[np.ndarray]] = {p: [] for p in places}
-    for found in observe(graph, [v for v, _ in places], samples):
+    for done, found in enumerate(observe(graph, [v for v, _ in places], samples)):
+        progress("calibrating", done, len(samples.batches))
         for place in places:
             value, axis = place
             array = np.asarray(found[value], np.float64)

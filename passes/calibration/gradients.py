@@ -31,13 +31,22 @@ class Gradients:
     samples have none.
     """
 
-    def __init__(self, graph: Graph, samples: Samples | None, loss: str = "cross_entropy", seed: int = 0) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        samples: Samples | None,
+        loss: str = "cross_entropy",
+        seed: int = 0,
+        *,
+        progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+    ) -> None:
         if loss not in LOSSES:
             raise SecateurError("E_OPTION_VALUE", f"loss cannot be {loss!r}", hint=f"one of: {', '.join(LOSSES)}")
         self._graph = graph
         self._samples = samples
         self._loss = loss
         self._seed = seed
+        self._progress = progress
 
     @cached_property
     def first(self) -> Weights:
@@ -135,7 +144,8 @@ class Gradients:
             )
         count = len(self._samples)
         free = all(v.shape and isinstance(v.shape[0], str) for v in self._graph.inputs)
-        for feeds, labels in zip(self._samples.batches, self._samples.labels, strict=True):
+        for done, (feeds, labels) in enumerate(zip(self._samples.batches, self._samples.labels, strict=True)):
+            self._progress("calibrating", done, len(self._samples.batches))
             size = len(labels)
             for start in range(0, size, 1 if single and free else size):
                 stop = start + (1 if single and free else size)

@@ -33,7 +33,8 @@ class Obspa(Criterion):
         layouts = evidence.groups.layouts
         network = Stepper(evidence.graph, evidence.samples)
         rng = np.random.default_rng(self.seed)
-        for node in evidence.graph.nodes:
+        for done, node in enumerate(evidence.graph.nodes):
+            evidence.progress("scoring", done, len(evidence.graph.nodes))
             layer = layer_of(node)
             labels = None if layer is None else (layouts.get(layer.x) or [None] * 8)[layer.axis]
             if layer is not None and labels is not None:

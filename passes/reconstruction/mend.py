@@ -32,12 +32,18 @@ _MIN_ROWS = 16384
 
 @dataclass
 class Mended:
-    """What was mended: names of nodes, and for those that were left, why."""
+    """What was mended: names of nodes, and for those that were left, why.
+
+    errors: for each layer, by the name of its result, the norm of what its outputs differ by from the original's over
+    the norm of those, on the inputs that it now has, with its weights as they were and as they are (where
+    BatchNormalization follows, apart from their mean).
+    """
 
     graph: Graph
     layers: list[str] = field(default_factory=list)
     normalizations: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 Origin = Callable[[Value, int], "np.ndarray | None"]
@@ -71,6 +77,7 @@ def mend(
             work.normalization(node)
         else:
             work.layer(node)
+    progress(len(nodes), len(nodes))
     return result
 
 
@@ -115,6 +122,9 @@ class _Mending:
             self._result.left[node.name] = "its second moments are singular"
             return
         weights, constant = solved
+        held = self._held(layer, target, centered)
+        fitted = None if held is None else constant if target is not None else 0.0
+        self._result.errors[node.outputs[0].name] = regression.error(start, held), regression.error(weights, fitted)
         layer.weight.data = ArrayConstant(layer.stored(weights))
         if target is not None:
             value, before = target
@@ -145,6 +155,16 @@ class _Mending:
         if added.numpy().shape != layer.weight.numpy().shape[1:]:
             return None
         return added, np.asarray(added.numpy(), np.float64)
+
+    def _held(
+        self, layer: Layer, target: tuple[Value, np.ndarray | float] | None, centered: bool
+    ) -> np.ndarray | float | None:
+        """What a layer adds to its products, of what is fitted; None where normalization takes it off again."""
+        if centered and target is None:
+            return None
+        if target is None or target[0] is not layer.bias:
+            return 0.0
+        return np.asarray(target[0].numpy(), np.float64).reshape(layer.blocks, -1)
 
     def _followed_by_normalization(self, node: Node) -> bool:
         readers = self._uses.get(node.outputs[0], [])

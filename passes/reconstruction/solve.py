@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -28,6 +29,7 @@ class Regression:
         self._c = np.zeros((blocks, inputs, outputs), np.float64)
         self._x = np.zeros((blocks, inputs), np.float64)
         self._y = np.zeros((blocks, outputs), np.float64)
+        self._square = 0.0
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Add rows."""
@@ -38,6 +40,23 @@ class Regression:
         self._c += transposed @ y
         self._x += x.sum(1)
         self._y += y.sum(1)
+        self._square += float(np.square(y).sum())
+
+    def error(self, weights: np.ndarray, constant: np.ndarray | float | None = 0.0) -> float:
+        """|x w + constant - y| / |y| over all rows, for weights [blocks, inputs, outputs].
+
+        constant: [blocks, outputs], or a number for all; None: the best one, and |y| without its mean.
+        """
+        quadratic = float((weights * (self._h @ weights.astype(self._h.dtype, copy=False))).sum())
+        square = quadratic - 2 * float((self._c * weights).sum()) + self._square
+        rest = self._y - np.einsum("bi,bio->bo", self._x, weights)
+        norm = self._square
+        if constant is None:
+            square -= float(np.square(rest).sum()) / self.rows
+            norm -= float(np.square(self._y).sum()) / self.rows
+        else:
+            square += float((self.rows * np.square(constant) - 2 * constant * rest).sum())
+        return math.sqrt(max(square, 0.0) / norm) if norm > 0 else 0.0
 
     def solve(self, start: np.ndarray, damping: float = DAMPING) -> tuple[np.ndarray, np.ndarray] | None:
         """(weights [blocks, inputs, outputs], constant [blocks, outputs]), near `start`; None where H is singular."""

@@ -24,23 +24,13 @@ from passes.pipeline import Context, Pass, register_pass
 from passes.reconstruction import MENDS, Mended, mend
 from passes.structured.budget import METRICS, PATHS, choose_steps, keep_flags
 from passes.structured.ladder import NORMALIZATIONS, Ladder, build_ladders
+from passes.structured.layers import GroupChange, LayerChange, Removal, layer_changes, lost_importance
 
 
 @dataclass(frozen=True)
-class GroupChange:
-    """Width of one group before and after, in units."""
+class Stage(Removal):
+    """One removal, and the graph as it came out, not yet mended."""
 
-    name: str
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One removal: the groups it chose from, one flag a unit, and the graph as it came out, not yet mended."""
-
-    groups: Groups
-    keep: np.ndarray
     pruned: Graph
 
 
@@ -54,6 +44,8 @@ class PruneReport:
     before: Cost
     after: Cost
     groups: tuple[GroupChange, ...]
+    layers: tuple[LayerChange, ...]
+    """Every layer of the network; they sum up to `before` and `after`."""
     unranked: tuple[str, ...]
     fixed: tuple[Fixed, ...]
     stages: tuple[Stage, ...] = field(repr=False)
@@ -137,7 +129,7 @@ class Prune(Pass):
         mended: Mended | None = None
         current = graph
         each = 1 - (1 - self.ratio) ** (1 / self.steps)
-        for number in range(self.steps):
+        for _ in range(self.steps):
             stage, found = self._stage(current, chosen, samples, each, context)
             stages.append(stage)
             ladders = ladders or found
@@ -151,7 +143,7 @@ class Prune(Pass):
                     samples,
                     mending,
                     seed=self.seed,
-                    progress=lambda done, total, n=number: context.progress(f"mending {n + 1}", done, total),  # type: ignore[misc]
+                    progress=lambda done, total: context.progress("reconstructing", done, total),
                 )
                 current = mended.graph
         context.report(self.name, self._report(graph, current, stages, ladders, mended))
@@ -166,15 +158,18 @@ class Prune(Pass):
         self, graph: Graph, chosen: Criterion, samples: Samples | None, ratio: float, context: Context
     ) -> tuple[Stage, list[Ladder]]:
         """One removal of `ratio` of the metric."""
-        context.progress("grouping", 0, 3)
+        context.progress("grouping", 0, 1)
         groups = dependency_groups(graph, heads=self.heads)
-        context.progress("scoring", 1, 3)
+        context.progress("scoring", 0, 1)
+        scores = unit_scores(
+            groups, chosen, Evidence(groups, samples, progress=context.progress), aggregate=self.aggregate
+        )
         candidates = select_groups(groups, self.ignore, self.only)
         if self.keep_ends:
             candidates = _without_ends(groups, candidates)
         ladders = build_ladders(
             candidates,
-            unit_scores(groups, chosen, Evidence(groups, samples), aggregate=self.aggregate),
+            scores,
             normalize=self.normalize,
             round_to=self.round_to,
             min_channels=self.min_channels,
@@ -186,29 +181,32 @@ class Prune(Pass):
                 f"criterion {self.criterion!r} ranks none of the {len(candidates)} groups that may be pruned",
                 hint="`secateur groups MODEL` shows the groups and what is fixed; bn_scale needs BatchNormalization",
             )
-        context.progress("choosing", 2, 3)
+        context.progress("choosing", 0, 1)
         metric = METRICS[self.metric](groups)
         fixed = _fixed_shares(ladders, self.shares, self.steps)
         keep = keep_flags(groups, ladders, choose_steps(ladders, groups, metric, ratio, self.scope, fixed))
-        pruned = restrict(groups, keep)
-        context.progress("pruned", 3, 3)
-        return Stage(groups, keep, pruned), ladders
+        return Stage(groups, keep, scores, restrict(groups, keep)), ladders
 
     def _report(
         self, graph: Graph, pruned: Graph, stages: list[Stage], ladders: list[Ladder], mended: Mended | None
     ) -> PruneReport:
         first, last = stages[0].groups, stages[-1]
-        ranked = {ladder.group.name for ladder in ladders}
+        ranked = [ladder.group for ladder in ladders]
+        names = {g.name for g in ranked}
         widths = {g.name: int(sum(last.keep[b].sum() for b in g.blocks)) for g in last.groups}
         before, after = graph_cost(graph), graph_cost(pruned)
+        lost = lost_importance(stages)
+        changes = tuple(GroupChange(g.name, g.units, widths.get(g.name, 0), lost.get(g.name)) for g in ranked)
+        errors = {} if mended is None else mended.errors
         return PruneReport(
             metric=self.metric,
             requested=self.ratio,
             reached=1 - getattr(after, self.metric) / getattr(before, self.metric),
             before=before,
             after=after,
-            groups=tuple(GroupChange(g.name, g.units, widths.get(g.name, 0)) for g in (x.group for x in ladders)),
-            unranked=tuple(g.name for g in first if g.name not in ranked),
+            groups=changes,
+            layers=layer_changes(graph, pruned, stages, changes, errors),
+            unranked=tuple(g.name for g in first if g.name not in names),
             fixed=first.fixed,
             stages=tuple(stages),
             mended=mended,
@@ -272,7 +270,7 @@ def _names(group: Group) -> set[str]:
 
 
 def _matches(group: Group, pattern: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in _names(group))
+    return any(name == pattern or fnmatchcase(name, pattern) for name in _names(group))
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -13,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 from compiler.cli import main
-from tests.networks import network_proto
+from compiler.cli.shared import layers
+from passes import Context, Prune
+from tests.networks import network, network_proto
 
 SMALL = """(float[N,3,8,8] x, float[8,3,3,3] w1, float[8] s, float[8] b, float[8] m, float[8] v, float[12,8,1,1] w2,
     float[5,12] h) => (float[N,5] y) { a = Conv<pads=[1,1,1,1]>(x, w1) n = BatchNormalization(a, s, b, m, v) r = Relu(n)
@@ -89,6 +93,50 @@ def test_prune_shows_before_and_after(model: Path, capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.replace(str(model.parent), "DIR").splitlines()
     varying = "verified", "file "  # what depends on rounding, and on how the test's own model was written
     golden("\n".join(line.rstrip() for line in lines if not line.startswith(varying)), "cli/prune")
+
+
+def test_prune_writes_its_table_as_a_page(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, page = model.with_name("smaller.onnx"), model.with_name("smaller.html")
+    result = run_json(["prune", str(model), "-o", str(output), "--report", str(page)], capsys)
+    layers = result["prune"][0]["layers"]
+    assert [layer["name"] for layer in layers] == ["a", "n", "z", "y"]
+    assert sum(layer["macs"][1] for layer in layers) == result["cost"]["macs"]
+    assert all(f">{layer['name']}</td>" in page.read_text(encoding="utf-8") for layer in layers)
+
+
+@pytest.mark.parametrize("width", [60, 100, 160])
+def test_the_table_fits_the_terminal(width: int) -> None:
+    context = Context()
+    Prune(criterion="obspa", calibration="none")(network(SMALL), context)
+    console = Console(width=width, file=io.StringIO())
+    console.print(layers(context.reports["prune"][0], width))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["Layers", "layer", *"anzy", "total"]
+    titles = ["op", "output error", "lost units of"]
+    assert [t for t in titles if t in lines[1]] == {60: [], 100: ["output error"], 160: titles}[width]
+    assert all("404 → " in line for line in lines[-1:])
+
+
+def test_progress_shows_on_a_terminal_only(model: Path, tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    command = [sys.executable, "-m", "compiler", "prune", str(model), "--criterion", "obspa", "--calibration", "none"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([*command, "-o", str(tmp_path / "a.onnx")], stdout=subprocess.DEVNULL, stderr=theirs) as done:
+        os.close(theirs)
+        text = b"".join(iter(lambda: _read(ours), b"")).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    for stage in ("grouping", "scoring", "reconstructing", "checking"):
+        assert stage in text
+    plain = subprocess.run([*command, "-o", str(tmp_path / "b.onnx")], capture_output=True, text=True, check=True)
+    assert plain.stderr == ""
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # the other side is closed
+        return b""
 
 
 NESTED = """(float[2,8] x, float[8,16] u, float[16,8] d, float[8,12] u1, float[12,8] d1, float[8,5] h)

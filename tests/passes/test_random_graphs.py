@@ -61,6 +61,9 @@ def test_pruning_keeps_the_interface_and_reports_what_it_reached(graph: Graph, s
         return
     report = context.reports["prune"][0]
     assert 1 - getattr(graph_cost(result), metric) / getattr(graph_cost(graph), metric) == report.reached
+    for side, cost in enumerate((graph_cost(graph), graph_cost(result))):
+        assert sum(layer.params[side] for layer in report.layers) == cost.params
+        assert sum(layer.macs[side] for layer in report.layers) == cost.macs
     data = random_inputs(graph)
     before, after = execute(graph, data), execute(result, data)
     assert {n: (v.shape, v.dtype) for n, v in after.items()} == {n: (v.shape, v.dtype) for n, v in before.items()}
