@@ -144,7 +144,9 @@ def transform(
     other cannot be written.
     """
     final = check_output(output, inputs=_paths(source), overwrite=overwrite)
-    page = None if report is None else check_output(report, inputs=[*_paths(source), output], overwrite=overwrite)
+    page = None if report is None else check_output(report, inputs=_paths(source), overwrite=overwrite)
+    if page is not None and page.absolute() == final.absolute():
+        raise SecateurError("E_OUTPUT", "the report would replace the model", where=str(page), hint="name another file")
     context = context or Context()
     pipeline = _pipeline(passes)
     graph = load(source, shapes=shapes)

@@ -36,6 +36,10 @@ class SecateurError(Exception):
         return {"code": self.code, "message": self.message, "where": self.where, "hint": self.hint}
 
 
+class SecateurWarning(UserWarning):
+    """Something that the user should know, and that stops nothing."""
+
+
 class CheckFailed(SecateurError):
     """The input was fine, but a check of the result failed: verification, certificate, accuracy."""
 

@@ -29,10 +29,6 @@ from passes import Context, Pipeline, Prune, parse_passes
 from passes.structured import PruneReport
 
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the result with ONNX Runtime.")]
-_CRITERIA = (
-    "Without data: l1, l2, lamp, fpgm, bn_scale, random. With calibration data: obspa, wanda, flap, apoz, entropy, "
-    "activation_mean, activation_variance."
-)
 Names = Annotated[list[str] | None, typer.Option(help="Name pattern of groups, weights, nodes or kinds; repeatable.")]
 
 
@@ -85,10 +81,16 @@ def prune_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
     ratio: Annotated[float, typer.Option(help="Share of the metric to remove, between 0 and 1.")] = 0.5,
     metric: Annotated[str, typer.Option(help="macs or params.")] = "macs",
-    criterion: Annotated[str, typer.Option(help=_CRITERIA)] = "l1",
+    criterion: Annotated[
+        str, typer.Option(help="What tells how important a channel is; `secateur criteria` lists them.")
+    ] = "l1",
     calibration: Annotated[
         str | None, typer.Option(help="Sample inputs: an .npz, a folder of NAME.npy files, or none (noise).")
     ] = None,
+    samples: Annotated[int, typer.Option(help="Use at most so many samples.")] = 512,
+    labels: Annotated[str, typer.Option(help="The name of the labels in the calibration data.")] = "labels",
+    loss: Annotated[str, typer.Option(help="For criteria over gradients: cross_entropy or mse.")] = "cross_entropy",
+    loss_output: Annotated[str | None, typer.Option(help="The output that the loss reads, of several.")] = None,
     mend: Annotated[
         str, typer.Option(help="Solve anew what stays: none, batchnorm, layers, or auto (layers for obspa).")
     ] = "auto",
@@ -127,6 +129,10 @@ def prune_command(
         metric=metric,
         criterion=criterion,
         calibration=calibration,
+        samples=samples,
+        labels=labels,
+        loss=loss,
+        loss_output=loss_output,
         mend=mend,
         steps=steps,
         scope=scope,

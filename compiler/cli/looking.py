@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json as jsonlib
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from compiler.frontends import load
 from compiler.ir import Graph, Node, SecateurError, graph_cost, node_cost
 from compiler.report import count, size
 from passes import Groups, Pipeline, carried, certify, dependency_groups
+from passes.importance import available_criteria
 
 
 def groups_command(
@@ -104,6 +106,23 @@ def _groups_result(groups: Groups, difference: float | None) -> dict[str, Any]:
         ],
         "certificate": difference,
     }
+
+
+_NEEDS = {"": "nothing", "samples": "samples", "labels": "samples with labels"}
+
+
+def criteria_command(json: Json = False, quiet: Quiet = False) -> None:
+    """List the criteria that `secateur prune --criterion` knows, and what each needs; those of other packages too."""
+    screen = Screen(json, quiet)
+    found = []
+    for name, item in available_criteria().items():
+        broken = isinstance(item, SecateurError)
+        about = item.message if isinstance(item, SecateurError) else (inspect.getdoc(item) or "").partition("\n")[0]
+        needs = "–" if isinstance(item, SecateurError) else _NEEDS.get(item.needs, item.needs)
+        found.append({"name": name, "needs": needs, "about": about, "usable": not broken})
+    rows = [[str(row["name"]), str(row["needs"]), str(row["about"])] for row in found]
+    screen.print(table("Criteria", "name", "needs", "score of a unit", rows=rows, words=True))
+    screen.finish({"criteria": found})
 
 
 def inspect_command(

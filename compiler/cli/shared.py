@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from compiler.errors import SecateurWarning
 from compiler.frontends import parse_shape
 from compiler.report import layer_table
 from passes import Context
@@ -58,6 +60,19 @@ class Screen:
         if self.as_json:
             print(json.dumps(result, indent=2, default=_plain))
 
+    def _show_warnings(self, console: Console) -> None:
+        """Print our warnings as one line each on stderr, until the filters are put back."""
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+            if not issubclass(category, SecateurWarning):
+                usual(message, category, *place, **options)
+            elif not self.quiet:
+                console.print(f"secateur: warning: {message}")
+
+        warnings.simplefilter("always", SecateurWarning)
+        warnings.showwarning = show
+
     @contextmanager
     def context(self, print_after: list[str] | None = None) -> Iterator[Context]:
         """A Context whose progress shows as a bar on stderr."""
@@ -66,7 +81,12 @@ class Screen:
             *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
             *(MofNCompleteColumn(), TimeElapsedColumn()),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        with (
+            Progress(*columns, console=console, transient=True, disable=hidden) as bar,
+            warnings.catch_warnings(),
+        ):
+            self._show_warnings(console)
             task = bar.add_task("loading", total=None)
 
             def show(label: str, done: int, total: int) -> None:
@@ -87,11 +107,11 @@ def bind(shapes: list[str] | None) -> dict[str, tuple[int, ...]]:
     return dict(parse_shape(text) for text in shapes or [])
 
 
-def table(title: str, *columns: str, rows: list[list[str]]) -> Group:
-    """A plain table under its title; the first column is left-aligned, the others right."""
+def table(title: str, *columns: str, rows: list[list[str]], words: bool = False) -> Group:
+    """A plain table under its title; the first column is left-aligned, the others right, or left too if of words."""
     made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(columns))
     for i, column in enumerate(columns):
-        made.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
+        made.add_column(Text(column), justify="left" if i == 0 or words else "right", overflow="fold")
     for row in rows:
         made.add_row(*[Text(cell) for cell in row])
     return Group(Text(title, style="bold"), made)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compiler.ir import Graph, Node, SecateurError, Value
+from compiler.ir import Graph, Node, Value
+from passes.calibration.losses import Function
 from passes.calibration.running import observe
-from passes.calibration.samples import Samples
+from passes.calibration.samples import Samples, no_calibration
 from passes.coupling.contractions import contractions
 from passes.coupling.groups import Groups
 from passes.coupling.readers import Use, readers
@@ -56,20 +57,23 @@ class Contraction:
 class Evidence:
     """The groups of a graph, and on demand its activations and gradients on samples.
 
-    samples: calibration data, None where there is none. loss: what gradients are taken of; see `Gradients`. progress:
-    called as progress(label, done, total) while data are looked at.
+    samples: calibration data, None where there is none. loss, loss_output: what gradients are taken of, and of which
+    output; see `passes.calibration.losses.Loss`. progress: called as progress(label, done, total) while data are
+    looked at.
     """
 
     def __init__(
         self,
         groups: Groups,
         samples: Samples | None = None,
-        loss: str = "cross_entropy",
+        loss: str | Function = "cross_entropy",
         *,
+        loss_output: str | None = None,
         progress: Progress = lambda label, done, total: None,
     ) -> None:
         self.groups = groups
         self.loss = loss
+        self.loss_output = loss_output
         self.progress = progress
         self._samples = samples
         self._moments: dict[tuple[Value, int], Moments] = {}
@@ -83,12 +87,7 @@ class Evidence:
     def samples(self) -> Samples:
         """Calibration data; E_NO_CALIBRATION where there is none."""
         if self._samples is None:
-            raise SecateurError(
-                "E_NO_CALIBRATION",
-                "this criterion needs calibration data",
-                where="prune(calibration=…)",
-                hint="give an .npz of inputs, or 'none' for noise; l1, l2, lamp, fpgm and bn_scale need no data",
-            )
+            raise no_calibration("this criterion")
         return self._samples
 
     @cached_property
@@ -133,7 +132,7 @@ class Evidence:
         """Gradients of the loss on the samples."""
         from passes.calibration.gradients import Gradients
 
-        return Gradients(self.graph, self._samples, self.loss, progress=self.progress)
+        return Gradients(self.graph, self._samples, self.loss, output=self.loss_output, progress=self.progress)
 
 
 def _measured(

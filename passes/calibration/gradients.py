@@ -10,13 +10,11 @@ import numpy as np
 
 from compiler.exporters import to_module
 from compiler.ir import Graph, SecateurError, Value
-from passes.calibration.samples import Samples
+from passes.calibration.losses import Function, Loss, check_loss
+from passes.calibration.samples import Samples, no_labels
 
 if TYPE_CHECKING:
     import torch
-
-LOSSES = ("cross_entropy", "mse")
-"""Of the first output: against class numbers (its logits, or its probabilities after Softmax), or against targets."""
 
 _PROBES = 8
 """Random directions for the diagonal of the Hessian."""
@@ -27,24 +25,25 @@ Weights = dict[Value, np.ndarray]
 class Gradients:
     """First and second derivatives of the mean loss over labelled samples, each found when first asked for.
 
-    Every result is one float64 array a weight, of its shape. Raises E_NO_TORCH without torch, and E_NO_LABELS where the
-    samples have none.
+    loss, output: see `passes.calibration.losses.Loss`. Every result is one float64 array a weight, of its shape. Raises
+    E_NO_TORCH without torch, and E_NO_LABELS where the samples have none.
     """
 
     def __init__(
         self,
         graph: Graph,
         samples: Samples | None,
-        loss: str = "cross_entropy",
+        loss: str | Function = "cross_entropy",
         seed: int = 0,
         *,
+        output: str | None = None,
         progress: Callable[[str, int, int], None] = lambda label, done, total: None,
     ) -> None:
-        if loss not in LOSSES:
-            raise SecateurError("E_OPTION_VALUE", f"loss cannot be {loss!r}", hint=f"one of: {', '.join(LOSSES)}")
+        check_loss(loss)
         self._graph = graph
         self._samples = samples
-        self._loss = loss
+        self._kind = loss
+        self._output = output
         self._seed = seed
         self._progress = progress
 
@@ -90,7 +89,7 @@ class Gradients:
         return total
 
     def synaptic_flow(self) -> Weights:
-        """w dR/dw for R = the sum of the first output on inputs of ones, with every parameter's absolute value.
+        """w dR/dw for R = the sum of all outputs on inputs of ones, with every parameter's absolute value.
 
         Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow" (NeurIPS 2020,
         arXiv:2006.05467), eq. 2, in double precision.
@@ -107,7 +106,9 @@ class Gradients:
             else torch.zeros([d if isinstance(d, int) else 1 for d in v.shape or ()], dtype=torch.int64)
             for v in self._graph.inputs
         }
-        flow = _outputs(module(**ones))[0].sum()
+        results = module(**ones)
+        outputs = results if isinstance(results, tuple) else (results,)
+        flow = torch.stack([y.sum() for y in outputs if y.is_floating_point()]).sum()
         weights = _trained(self._graph, module)
         found = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
         return {
@@ -136,12 +137,8 @@ class Gradients:
         import torch
 
         if self._samples is None or self._samples.labels is None:
-            raise SecateurError(
-                "E_NO_LABELS",
-                "a criterion that needs a loss needs labelled calibration data",
-                where="prune(calibration=…)",
-                hint="add an array 'labels', one a sample; wanda, flap and obspa need no labels",
-            )
+            raise no_labels("a criterion that needs a loss needs labelled calibration data")
+        loss_of = Loss(self._graph, self._kind, self._output)
         count = len(self._samples)
         free = all(v.shape and isinstance(v.shape[0], str) for v in self._graph.inputs)
         for done, (feeds, labels) in enumerate(zip(self._samples.batches, self._samples.labels, strict=True)):
@@ -150,23 +147,15 @@ class Gradients:
             for start in range(0, size, 1 if single and free else size):
                 stop = start + (1 if single and free else size)
                 tensors = {name: torch.from_numpy(np.ascontiguousarray(a[start:stop])) for name, a in feeds.items()}
-                output = _outputs(self._module(**tensors))[0]
-                yield (
-                    self._loss_of(output, torch.from_numpy(np.ascontiguousarray(labels[start:stop]))),
-                    (stop - start) / count,
-                )
-
-    def _loss_of(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        if self._loss == "mse":
-            return torch.nn.functional.mse_loss(output, labels.to(output.dtype))
-        producer = self._graph.outputs[0].producer
-        last = producer.op if producer is not None else ""
-        if last in ("Softmax", "LogSoftmax"):
-            logs = output if last == "LogSoftmax" else output.clamp_min(torch.finfo(output.dtype).tiny).log()
-            return torch.nn.functional.nll_loss(logs, labels.long())
-        return torch.nn.functional.cross_entropy(output, labels.long())
+                loss = loss_of(self._module(**tensors), labels[start:stop])
+                if not torch.isfinite(loss):
+                    raise SecateurError(
+                        "E_LOSS",
+                        f"the loss is {loss.item():g} on samples {done * size + start} and after",
+                        where="prune(loss=…)",
+                        hint="look at the labels and the scale of the inputs there",
+                    )
+                yield loss, (stop - start) / count
 
     def _hessian_product(self, vector: Callable[[Value], np.ndarray]) -> Weights:
         import torch
@@ -206,9 +195,3 @@ def _trained(graph: Graph, module: Any) -> dict[Value, torch.Tensor]:
     names = set(module.state_names)
     found = {v: module.constant(v.name) for v in graph.all_constants() if v.name in names}
     return {v: tensor for v, tensor in found.items() if id(tensor) in own}
-
-
-def _outputs(result: Any) -> list[torch.Tensor]:
-    if isinstance(result, dict):
-        return list(result.values())
-    return list(result) if isinstance(result, tuple | list) else [result]

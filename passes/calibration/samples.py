@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import SecateurWarning
 from compiler.ir import Graph, SecateurError, Value
 from compiler.ir.execute import random_inputs
+from passes.calibration.files import read_arrays
 
 LABELS = "labels"
 """The name under which the right answers are found, beside the inputs."""
@@ -39,27 +40,57 @@ class Samples:
         return iter(self.batches)
 
 
-def calibration_samples(graph: Graph, source: Any, *, limit: int = 512, batch: int = BATCH) -> Samples:
+def calibration_samples(
+    graph: Graph, source: Any, *, limit: int = 512, batch: int = BATCH, labels: str = LABELS
+) -> Samples:
     """Samples of a graph's inputs.
 
     source: {input name: [samples, …]}; one array, for a model of one input; a path to an .npz of such arrays, to an
     .npy of one, or to a folder of NAME.npy files; an iterable of such mappings, arrays or (array, labels) pairs, each a
-    batch; "none" for noise (`noise_samples`); or Samples. Labels are found under "labels". limit: at most so many
-    samples. batch: samples a batch where the model's first extent is symbolic. Raises E_CALIBRATION.
+    batch; "none" for noise (`noise_samples`); or Samples. limit: at most so many samples, and of files and iterators no
+    more are read. batch: samples a batch where the model's first extent is symbolic. labels: the name under which
+    labels are found; it may be that of an input, which is then both. Raises E_CALIBRATION, E_LABELS, and E_NO_LABELS
+    for labels that are named and not there.
     """
+    if limit < 1:
+        raise _wrong(f"{limit} samples are too few", "take at least one")
     if isinstance(source, Samples):
         return source
     if isinstance(source, str) and source == "none":
         return noise_samples(graph, min(limit, 256), batch=batch)
-    arrays = _arrays(graph, source, limit)
-    labels = arrays.pop(LABELS, None) if all(v.name != LABELS for v in graph.inputs) else None
+    arrays, lengths = _arrays(graph, source, limit, labels)
+    answers = _labels(graph, arrays, labels)
     checked = {v.name: _checked(v, arrays) for v in graph.inputs}
-    if extra := sorted(set(arrays) - set(checked)):
-        raise _wrong(f"the model has no input {extra[0]!r}", f"its inputs are {', '.join(checked)}")
-    lengths = {len(a) for a in checked.values()} | (set() if labels is None else {len(labels)})
-    if len(lengths) != 1:
-        raise _wrong("inputs and labels differ in their number of samples", "give one row of each for every sample")
-    return _batched(graph, checked, labels, min(limit, lengths.pop()), batch)
+    used = [*checked, *([] if answers is None else [labels])]
+    if extra := sorted(set(arrays) - set(used)):
+        hint = f"its inputs are {', '.join(checked)}; labels are an array called {labels!r} (--labels NAME)"
+        raise _wrong(f"the model has no input {extra[0]!r}", hint)
+    if len({lengths[name] for name in used}) != 1:
+        counts = ", ".join(f"{lengths[name]} of {name!r}" for name in used)
+        raise _wrong(
+            f"inputs and labels differ in their number of samples: {counts}", "give one row of each for every sample"
+        )
+    return _batched(graph, checked, answers, min(limit, lengths[used[0]]), batch)
+
+
+def _labels(graph: Graph, arrays: Feeds, name: str) -> np.ndarray | None:
+    """The labels among the arrays, checked; taken out, unless they are an input too."""
+    inputs = {v.name for v in graph.inputs}
+    if name == LABELS and (name in inputs or name not in arrays):
+        return None
+    if name not in arrays:
+        raise no_labels(f"the calibration data hold no labels {name!r}, but {', '.join(arrays) or 'nothing'}")
+    found = arrays[name] if name in inputs else arrays.pop(name)
+    if found.ndim == 0 or found.dtype.kind not in "biuf" or (found.dtype.kind == "f" and not np.isfinite(found).all()):
+        kind = "a single number" if found.ndim == 0 else f"of {found.dtype}"
+        kind = "not all finite" if found.ndim and found.dtype.kind == "f" else kind
+        raise SecateurError(
+            "E_LABELS",
+            f"the labels {name!r} are {kind}",
+            where="prune(labels=…)",
+            hint="give finite numbers, one row a sample",
+        )
+    return found
 
 
 def noise_samples(graph: Graph, count: int, *, seed: int = 0, batch: int = BATCH) -> Samples:
@@ -92,46 +123,43 @@ def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return (noise - noise.mean(rest, keepdims=True)) / np.where(spread > 0, spread, 1.0)
 
 
-def _arrays(graph: Graph, source: Any, limit: int) -> dict[str, np.ndarray]:
+def _arrays(graph: Graph, source: Any, limit: int, labels: str) -> tuple[Feeds, dict[str, int]]:
+    """The first `limit` rows of each array, and how many rows it has."""
     if isinstance(source, str | Path):
-        return _from_path(graph, Path(source))
-    if isinstance(source, np.ndarray):
-        return {_only_input(graph): source}
-    if isinstance(source, Mapping):
-        return {str(name): np.asarray(array) for name, array in source.items()}
-    if isinstance(source, Iterable):
-        return _from_batches(graph, source, limit)
-    raise _wrong(f"a {type(source).__name__} is no calibration data", "give arrays, a path, an iterator, or 'none'")
+        found = read_arrays(Path(source), limit)
+        if "" in found:
+            found[_only_input(graph)] = found.pop("")
+    elif isinstance(source, np.ndarray):
+        found = {_only_input(graph): (source, _length(source))}
+    elif isinstance(source, Mapping):
+        found = {str(name): (a, _length(a)) for name, a in ((n, np.asarray(x)) for n, x in source.items())}
+    elif isinstance(source, Iterable):
+        batches = _from_batches(graph, source, limit, labels)
+        found = {name: (array, _length(array)) for name, array in batches.items()}
+    else:
+        raise _wrong(f"a {type(source).__name__} is no calibration data", "give arrays, a path, an iterator, or 'none'")
+    cut = {name: array[:limit] if array.ndim else array for name, (array, _) in found.items()}
+    return cut, {name: length for name, (_, length) in found.items()}
 
 
-def _from_path(graph: Graph, path: Path) -> dict[str, np.ndarray]:
-    try:
-        if path.is_dir():
-            return {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            return {_only_input(graph): archive}
-        with archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise _wrong(
-            f"{path} cannot be read: {error}", "an .npz file, or a folder of NAME.npy files, is needed"
-        ) from None
+def _length(array: np.ndarray) -> int:
+    return len(array) if array.ndim else 0
 
 
-def _from_batches(graph: Graph, source: Iterable[Any], limit: int) -> dict[str, np.ndarray]:
+def _from_batches(graph: Graph, source: Iterable[Any], limit: int, labels: str) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {}
     taken = 0
     for item in source:
         if isinstance(item, Mapping):
             feeds = dict(item)
         elif isinstance(item, tuple | list) and len(item) == 2:
-            feeds = {_only_input(graph): item[0], LABELS: item[1]}
+            feeds = {_only_input(graph): item[0], labels: item[1]}
         else:
             feeds = {_only_input(graph): item}
-        for name, array in feeds.items():
-            parts.setdefault(str(name), []).append(np.asarray(array))
-        taken += len(np.asarray(next(iter(feeds.values()))))
+        arrays = {str(name): np.asarray(array) for name, array in feeds.items()}
+        for name, array in arrays.items():
+            parts.setdefault(name, []).append(array)
+        taken += max((_length(array) for array in arrays.values()), default=0)
         if taken >= limit:
             break
     try:
@@ -150,15 +178,23 @@ def _only_input(graph: Graph) -> str:
 def _checked(value: Value, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """The array of one input, in its type."""
     if value.name not in arrays:
-        raise _wrong(f"there is no data for input {value.name!r}", f"the data holds {', '.join(arrays) or 'nothing'}")
+        raise _wrong(
+            f"there is no data for input {value.name!r}",
+            f"call an array {value.name!r}; the data hold {', '.join(arrays) or 'none'}",
+        )
     array = arrays[value.name]
     shape = value.shape or ()
     fits = array.ndim == len(shape) and all(
         not isinstance(d, int) or d == n for d, n in zip(shape[1:], array.shape[1:], strict=True)
     )
-    if not fits or array.ndim == 0 or len(array) == 0:
-        wanted = "x".join(["samples", *map(str, shape[1:])])
-        raise _wrong(f"input {value.name!r} is {wanted}, and the data {'x'.join(map(str, array.shape))}", "reshape it")
+    if array.ndim and len(array) == 0:
+        raise _wrong(f"the data for {value.name!r} hold no samples", "give at least one")
+    if not fits or array.ndim == 0:
+        found = (
+            f"{array.ndim} axes" if array.ndim != len(shape) else " x ".join(["samples", *map(str, array.shape[1:])])
+        )
+        wanted = " x ".join(["samples", *map(str, shape[1:])])
+        raise _wrong(f"input {value.name!r} is {wanted}, and the data have {found}", "reshape them, samples first")
     if value.dtype is None or not np.can_cast(array.dtype, value.dtype, "same_kind"):
         raise _wrong(f"input {value.name!r} is of {value.dtype}, and the data of {array.dtype}", "convert it")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -187,17 +223,55 @@ def _batch_of(graph: Graph, batch: int) -> int:
     return fixed[0] if fixed else batch
 
 
-def warn_of_rank(count: int, width: int, where: str) -> None:
-    """Tell the user that there are fewer observations than unknowns."""
-    if count < width:
+@dataclass(frozen=True)
+class Shortage:
+    """A layer of which the data tell less than there is to find: its name, samples, positions in each, and inputs."""
+
+    where: str
+    samples: int
+    positions: int
+    inputs: int
+
+    def __str__(self) -> str:
+        count = self.samples * self.positions
+        return f"{self.where}: {self.samples} samples x {self.positions} positions = {count} for {self.inputs} inputs"
+
+
+def warn_of_rank(short: list[Shortage], layers: int) -> None:
+    """Tell the user where there are fewer observations than unknowns."""
+    if short:
+        worst = sorted(short, key=lambda s: s.samples * s.positions / s.inputs)
+        more = f"; and {len(worst) - 3} more" if len(worst) > 3 else ""
         warnings.warn(
-            f"{where}: {count} observations for {width} inputs; what the data does not tell is left to damping",
+            f"too few samples for {len(short)} of {layers} layers, whose inputs have at most that rank: "
+            f"{'; '.join(map(str, worst[:3]))}{more}. Damping decides the rest; give more samples.",
+            SecateurWarning,
             stacklevel=3,
         )
 
 
+def no_calibration(who: str) -> SecateurError:
+    """The error for what needs data and has none."""
+    return SecateurError(
+        "E_NO_CALIBRATION",
+        f"{who} needs calibration data",
+        where="prune(calibration=…)",
+        hint="give an .npz of inputs, or 'none' for noise; l1, l2, lamp, fpgm and bn_scale need no data",
+    )
+
+
+def no_labels(message: str) -> SecateurError:
+    """The error for a loss without right answers."""
+    return SecateurError(
+        "E_NO_LABELS",
+        message,
+        where="prune(calibration=…)",
+        hint="add an array 'labels', one row a sample, or name it (--labels NAME); wanda, flap and obspa need none",
+    )
+
+
 def _wrong(message: str, hint: str) -> SecateurError:
-    return SecateurError("E_CALIBRATION", message, where="calibration", hint=hint)
+    return SecateurError("E_CALIBRATION", message, where="prune(calibration=…)", hint=hint)
 
 
 def first(samples: Samples, count: int) -> Samples:

@@ -24,9 +24,18 @@ from passes.importance.criterion import (
     AGGREGATES,
     Criterion,
     ParameterCriterion,
+    available_criteria,
     criterion,
     register_criterion,
     unit_scores,
 )
 
-__all__ = ["AGGREGATES", "Criterion", "ParameterCriterion", "criterion", "register_criterion", "unit_scores"]
+__all__ = [
+    "AGGREGATES",
+    "Criterion",
+    "ParameterCriterion",
+    "available_criteria",
+    "criterion",
+    "register_criterion",
+    "unit_scores",
+]

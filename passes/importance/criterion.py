@@ -7,9 +7,10 @@ criterion of the literature becomes a grouped one.
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -111,13 +112,43 @@ def register_criterion(name: str) -> Callable[[C], C]:
 
 def criterion(name: str, seed: int = 0) -> Criterion:
     """The criterion called `name`; E_CRITERION lists the known ones."""
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        _REGISTRY.setdefault(entry.name, entry.load())
     if name not in _REGISTRY:
-        raise SecateurError(
-            "E_CRITERION", f"there is no criterion {name!r}", hint=f"known criteria: {', '.join(sorted(_REGISTRY))}"
-        )
+        entries = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+        if name not in entries:
+            known = sorted({*_REGISTRY, *entries})
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise SecateurError(
+                "E_CRITERION", f"there is no criterion {name!r}", hint=f"{hint}known criteria: {', '.join(known)}"
+            )
+        register_criterion(name)(_loaded(entries[name]))
     return _REGISTRY[name](seed)
+
+
+def available_criteria() -> dict[str, type[Criterion] | SecateurError]:
+    """Every criterion by name, entry points included; the error for one that cannot be loaded."""
+    found: dict[str, type[Criterion] | SecateurError] = dict(_REGISTRY)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            found.setdefault(entry.name, _loaded(entry))
+        except SecateurError as error:
+            found[entry.name] = error
+    return dict(sorted(found.items()))
+
+
+def _loaded(entry: EntryPoint) -> type[Criterion]:
+    """The class behind an entry point; E_CRITERION when its package fails or it is no Criterion."""
+    hint = f"repair or remove {entry.dist.name if entry.dist else 'its package'}"
+    try:
+        found = entry.load()
+    except Exception as error:  # whatever another's package raises
+        why = f"{type(error).__name__}: {error}"
+        raise SecateurError(
+            "E_CRITERION", f"criterion {entry.name!r} cannot be loaded: {why}", where=entry.value, hint=hint
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Criterion)):
+        raise SecateurError("E_CRITERION", f"criterion {entry.name!r} is no Criterion", where=entry.value, hint=hint)
+    return found
 
 
 def unit_scores(

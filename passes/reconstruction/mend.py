@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compiler.ir import ArrayConstant, Graph, Node, SecateurError, Value
-from passes.calibration.samples import Samples, warn_of_rank
+from passes.calibration.samples import Samples, Shortage, warn_of_rank
 from passes.coupling.groups import Groups
 from passes.coupling.transform import origins
 from passes.reconstruction.layers import Layer, layer_of
@@ -78,6 +78,7 @@ def mend(
         else:
             work.layer(node)
     progress(len(nodes), len(nodes))
+    warn_of_rank(work.short, work.layers)
     return result
 
 
@@ -93,6 +94,9 @@ class _Mending:
         self._uses = graph.consumers()
         self._origin = origin
         self._result = result
+        self._samples = samples
+        self.short: list[Shortage] = []
+        self.layers = 0
         self._rng = rng
 
     def layer(self, node: Node) -> None:
@@ -116,7 +120,10 @@ class _Mending:
                 wanted = wanted - np.asarray(layer.bias.numpy(), np.float64)
             wanted = wanted.reshape(len(picked), start.shape[0], -1).swapaxes(0, 1)
             regression.add(layer.inputs(inputs, picked), wanted)
-        warn_of_rank(regression.rows, start.shape[1], node.describe())
+        self.layers += 1
+        if regression.rows < start.shape[1]:
+            count = len(self._samples)
+            self.short.append(Shortage(node.describe(), count, regression.rows // count, start.shape[1]))
         solved = regression.solve(start)
         if solved is None:
             self._result.left[node.name] = "its second moments are singular"

@@ -16,6 +16,8 @@ import numpy as np
 
 from compiler.ir import Cost, Graph, SecateurError, graph_cost
 from passes.calibration import Evidence, Samples, calibration_samples
+from passes.calibration.losses import check_loss
+from passes.calibration.samples import LABELS, no_calibration, no_labels
 from passes.coupling.contractions import contractions
 from passes.coupling.groups import Fixed, Group, Groups, dependency_groups
 from passes.coupling.transform import restrict
@@ -73,8 +75,11 @@ class Prune(Pass):
     layer makes and what the last reads. ignore, only: patterns (shell style) of groups, constants, nodes or kinds
     ("expert") to spare, or to restrict pruning to. heads: attention loses whole heads instead of channels within each
     head. steps: prune in so many stages, scoring anew in between. calibration: data for criteria and mending; see
-    `passes.calibration.calibration_samples`. mend: none, batchnorm, layers, or auto (layers for the criterion obspa);
-    see `passes.reconstruction.mend`. seed: for criteria that draw random numbers, and for noise.
+    `passes.calibration.calibration_samples`. samples: use at most so many of them. labels: the name of the labels among
+    them. loss: what criteria over gradients differentiate: cross_entropy, mse, or a function of an output and labels.
+    loss_output: the name of the output that it reads, where there are several. mend: none, batchnorm, layers, or auto
+    (layers for the criterion obspa); see `passes.reconstruction.mend`. seed: for criteria that draw random numbers, and
+    for noise.
     """
 
     ratio: float = 0.5
@@ -93,6 +98,10 @@ class Prune(Pass):
     heads: bool = False
     steps: int = 1
     calibration: Any = field(default=None, compare=False)
+    samples: int = 512
+    labels: str = LABELS
+    loss: Any = "cross_entropy"
+    loss_output: str | None = None
     mend: str = "auto"
     seed: int = 0
     changes_function: ClassVar[bool] = True
@@ -110,20 +119,19 @@ class Prune(Pass):
         _one_of("normalize", self.normalize, NORMALIZATIONS)
         _one_of("aggregate", self.aggregate, AGGREGATES)
         _one_of("mend", self.mend, ("auto", *MENDS))
+        check_loss(self.loss)
         if not 0 < self.max_ratio <= 1:
             raise SecateurError(
                 "E_OPTION_VALUE", "max_ratio must be more than 0 and at most 1", where="prune(max_ratio=…)"
             )
-        for name in ("round_to", "min_channels", "steps"):
+        for name in ("round_to", "min_channels", "steps", "samples"):
             if getattr(self, name) < 1:
                 raise SecateurError("E_OPTION_VALUE", f"{name} must be at least 1", where=f"prune({name}=…)")
 
     def run(self, graph: Graph, context: Context) -> Graph:
         chosen = criterion(self.criterion, self.seed)
         mending = self._mending()
-        samples = None
-        if self.calibration is not None or (mending != "none" and chosen.needs != "labels"):
-            samples = calibration_samples(graph, "none" if self.calibration is None else self.calibration)
+        samples = self._samples(graph, chosen, mending)
         stages: list[Stage] = []
         ladders: list[Ladder] = []
         mended: Mended | None = None
@@ -149,6 +157,19 @@ class Prune(Pass):
         context.report(self.name, self._report(graph, current, stages, ladders, mended))
         return current
 
+    def _samples(self, graph: Graph, chosen: Criterion, mending: str) -> Samples | None:
+        """The calibration data; E_NO_CALIBRATION or E_NO_LABELS where what is needed is not there."""
+        if self.calibration is None:
+            if chosen.needs == "labels":
+                raise no_labels(f"criterion {self.criterion!r} needs calibration data with labels")
+            if chosen.needs or mending != "none":
+                raise no_calibration(f"criterion {self.criterion!r}" if chosen.needs else f"mend={mending}")
+            return None
+        samples = calibration_samples(graph, self.calibration, limit=self.samples, labels=self.labels)
+        if chosen.needs == "labels" and samples.labels is None:
+            raise no_labels(f"criterion {self.criterion!r} needs labels, and the calibration data have none")
+        return samples
+
     def _mending(self) -> str:
         if self.mend != "auto":
             return self.mend
@@ -161,9 +182,8 @@ class Prune(Pass):
         context.progress("grouping", 0, 1)
         groups = dependency_groups(graph, heads=self.heads)
         context.progress("scoring", 0, 1)
-        scores = unit_scores(
-            groups, chosen, Evidence(groups, samples, progress=context.progress), aggregate=self.aggregate
-        )
+        evidence = Evidence(groups, samples, self.loss, loss_output=self.loss_output, progress=context.progress)
+        scores = unit_scores(groups, chosen, evidence, aggregate=self.aggregate)
         candidates = select_groups(groups, self.ignore, self.only)
         if self.keep_ends:
             candidates = _without_ends(groups, candidates)

@@ -57,7 +57,7 @@ def run_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
-    for name in ("compile", "prune", "groups", "inspect", "verify", "run", "bench", "demo", "doctor"):
+    for name in ("compile", "prune", "groups", "criteria", "inspect", "verify", "run", "bench", "demo", "doctor"):
         assert name in text
         assert run([name, "--help"]) == 0
 
@@ -239,6 +239,22 @@ def occupy(model: Path) -> None:
     model.with_name("out").joinpath("thesis.txt").write_text("mine too")
 
 
+def data(**changes: np.ndarray | None) -> Callable[[Path], None]:
+    """Calibration data for the model, with other arrays in place of some, or without some."""
+
+    def write(model: Path) -> None:
+        right = {"x": np.zeros((6, 3, 8, 8), np.float32), "labels": np.arange(6) % 5}
+        arrays = {name: array for name, array in (right | changes).items() if array is not None}
+        np.savez(model.with_name("data.npz"), **arrays)
+
+    return write
+
+
+X = np.zeros((6, 3, 8, 8), np.float32)
+SCORED = "prune M -o D/o.onnx --criterion wanda --calibration D/data.npz"
+LEARNT = "prune M -o D/o.onnx --criterion taylor --calibration D/data.npz"
+
+
 # name -> (arguments, what to prepare); M is the model, D its folder
 ERRORS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "ratio_zero": ("prune M -o D/o.onnx --ratio 0", no_setup),
@@ -248,6 +264,34 @@ ERRORS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "ratio_impossible": ("prune M -o D/o.onnx --ratio 0.99 --min-channels 6", no_setup),
     "pattern": ("prune M -o D/o.onnx --ignore w11", no_setup),
     "criterion": ("prune M -o D/o.onnx --criterion l3", no_setup),
+    "criterion_close": ("prune M -o D/o.onnx --criterion obspy", no_setup),
+    "criterion_without_data": ("prune M -o D/o.onnx --criterion obspa", no_setup),
+    "mend_without_data": ("prune M -o D/o.onnx --mend layers", no_setup),
+    "calibration_missing": ("prune M -o D/o.onnx --criterion wanda --calibration D/none.npz", no_setup),
+    "calibration_no_npz": ("prune M -o D/o.onnx --criterion wanda --calibration M", no_setup),
+    "calibration_empty_folder": ("prune M -o D/o.onnx --criterion wanda --calibration D", no_setup),
+    "calibration_name": (SCORED, data(x=None, image=X)),
+    "calibration_name_extra": (SCORED, data(image=X)),
+    "calibration_shape": (SCORED, data(x=X[..., :7])),
+    "calibration_axes": (SCORED, data(x=X[0])),
+    "calibration_dtype": (SCORED, data(x=X.astype(complex))),
+    "calibration_nan": (SCORED, data(x=X * np.nan)),
+    "calibration_empty": (SCORED, data(x=X[:0], labels=None)),
+    "calibration_lengths": (SCORED, data(labels=np.arange(4))),
+    "calibration_samples": (SCORED + " --samples 0", data()),
+    "labels_missing": (LEARNT, data(labels=None)),
+    "labels_of_noise": ("prune M -o D/o.onnx --criterion taylor --calibration none", no_setup),
+    "labels_without_data": ("prune M -o D/o.onnx --criterion taylor", no_setup),
+    "labels_name": (LEARNT + " --labels answers", data()),
+    "labels_shape": (LEARNT, data(labels=np.zeros((6, 2), int))),
+    "labels_dtype": (LEARNT, data(labels=np.zeros(6))),
+    "labels_text": (LEARNT, data(labels=np.array(["cat"] * 6))),
+    "labels_range": (LEARNT, data(labels=np.arange(6))),
+    "labels_mse": (LEARNT + " --loss mse", data()),
+    "loss": (LEARNT + " --loss hinge", data()),
+    "loss_output": (LEARNT + " --loss-output z", data()),
+    "report_folder_missing": ("prune M -o D/o.onnx --report D/no/such/page.html", no_setup),
+    "report_is_output": ("prune M -o D/o.onnx --report D/o.onnx", no_setup),
     "metric": ("prune M -o D/o.onnx --metric latency", no_setup),
     "output_exists": ("prune M -o D/out.onnx", occupy),
     "output_directory_exists": ("compile M -o D/out --shape x=1x3x8x8", occupy),
@@ -283,6 +327,105 @@ def test_errors(name: str, model: Path, capsys: pytest.CaptureFixture[str], gold
     text = captured.err.replace(str(model.parent), "DIR").replace(platform.machine(), "HOST")
     golden(text, f"errors/cli_{name}")
     assert contents(model.parent) == before
+
+
+def test_too_few_samples_are_warned_of(model: Path, capsys: pytest.CaptureFixture[str], golden) -> None:
+    np.savez(model.with_name("data.npz"), x=np.random.default_rng(0).standard_normal((1, 3, 8, 8), np.float32))
+    arguments = ["prune", str(model), "--criterion", "obspa", "--calibration", str(model.with_name("data.npz"))]
+    assert run([*arguments, "-o", str(model.with_name("a.onnx"))]) == 0
+    golden(capsys.readouterr().err, "cli/too_few_samples")
+    assert run([*arguments, "-o", str(model.with_name("b.onnx")), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_criteria_are_listed(capsys: pytest.CaptureFixture[str], golden) -> None:
+    assert run(["criteria"]) == 0
+    golden("\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines()), "cli/criteria")
+    assert {c["needs"] for c in run_json(["criteria"], capsys)["criteria"]} == {
+        "nothing",
+        "samples",
+        "samples with labels",
+    }
+
+
+PACKAGE = """
+import numpy as np
+from passes.importance import Criterion
+class Last(Criterion):
+    \"\"\"Channels in reverse order.
+
+    More of it.
+    \"\"\"
+    needs = "samples"
+    def shares(self, evidence):
+        assert len(evidence.samples) == 6
+        for constant in evidence.constants():
+            labels = evidence.groups.layouts[constant][0]
+            if constant.rank == 4 and labels is not None:
+                yield labels.ravel(), -np.arange(labels.size, dtype=float)
+wrong = 7
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution of somebody else's, installed for one test."""
+    home = tmp_path / "site"
+    (home / "their_package-1.0.dist-info").mkdir(parents=True)
+    (home / "their_package.py").write_text(PACKAGE)
+    info = home / "their_package-1.0.dist-info"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    entries = "their_last = their_package:Last\ntheir_wrong = their_package:wrong\ntheir_lost = their_package:lost\n"
+    (info / "entry_points.txt").write_text(f"[secateur.criteria]\n{entries}")
+    monkeypatch.syspath_prepend(str(home))
+    registry = sys.modules["passes.importance.criterion"]
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.delitem(sys.modules, "their_package", raising=False)
+
+
+@pytest.mark.usefixtures("package")
+def test_a_criterion_of_another_package_prunes(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = {c["name"]: c for c in run_json(["criteria"], capsys)["criteria"]}
+    assert listed["their_last"] == {
+        "name": "their_last",
+        "needs": "samples",
+        "about": "Channels in reverse order.",
+        "usable": True,
+    }
+    assert not listed["their_wrong"]["usable"] and not listed["their_lost"]["usable"]
+    data()(model)
+    arguments = [
+        "prune",
+        str(model),
+        "-o",
+        str(model.with_name("o.onnx")),
+        "--calibration",
+        str(model.with_name("data.npz")),
+    ]
+    assert run([*arguments, "--criterion", "their_last", "--normalize", "none", "--only", "w1", "--ratio", "0.3"]) == 0
+    before, after = (onnx.load(p).graph.initializer for p in (model, model.with_name("o.onnx")))
+    kept, whole = (next(onnx.numpy_helper.to_array(i) for i in g if i.name == "w1") for g in (after, before))
+    assert 0 < len(kept) < len(whole)
+    np.testing.assert_array_equal(kept, whole[: len(kept)])
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("their_wrong", "criterion 'their_wrong' is no Criterion"),
+        ("their_lost", "cannot be loaded: AttributeError"),
+        ("their_las", "did you mean 'their_last'"),
+    ],
+)
+def test_what_is_wrong_with_another_package(
+    name: str, message: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["prune", str(model), "-o", str(model.with_name("o.onnx")), "--criterion", name]) == 2
+    error = capsys.readouterr().err
+    assert "E_CRITERION" in error and message in error
+    assert name == "their_las" or "repair or remove their-package" in error
+    assert not model.with_name("o.onnx").exists()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

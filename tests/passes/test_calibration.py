@@ -65,15 +65,15 @@ def test_integers_are_widened_and_doubles_narrowed() -> None:
 @pytest.mark.parametrize(
     ("text", "source", "message"),
     [
-        (OPEN, {"z": X}, "there is no data for input 'x'.*the data holds z"),
+        (OPEN, {"z": X}, "there is no data for input 'x'.*the data hold z"),
         (OPEN, {"x": X, "z": X}, "the model has no input 'z'"),
-        (OPEN, {"x": X[:, :3]}, "input 'x' is samplesx4, and the data 70x3"),
-        (OPEN, {"x": X[0]}, "input 'x' is samplesx4, and the data 4"),
-        (OPEN, {"x": X[:0]}, "input 'x' is samplesx4, and the data 0x4"),
+        (OPEN, {"x": X[:, :3]}, "input 'x' is samples x 4, and the data have samples x 3"),
+        (OPEN, {"x": X[0]}, "input 'x' is samples x 4, and the data have 1 axes"),
+        (OPEN, {"x": X[:0]}, "the data for 'x' hold no samples"),
         (OPEN, {"x": X.astype(complex)}, "is of float32, and the data of complex128"),
         (TWO, {"x": X, "x2": np.zeros((70, 2), np.float32)}, "is of int64, and the data of float32"),
         (OPEN, {"x": np.where(X > 2, np.nan, X)}, "holds NaN or infinity"),
-        (OPEN, {"x": X, "labels": np.arange(3)}, "differ in their number of samples"),
+        (OPEN, {"x": X, "labels": np.arange(3)}, "differ in their number of samples: 70 of 'x', 3 of 'labels'"),
         (FIXED, {"x": X[:5]}, "takes 8 samples at a time, and there are 5"),
         (TWO, X, "the model has 2 inputs"),
         (OPEN, 7, "a int is no calibration data"),
@@ -90,10 +90,69 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 this is no archive")
     with pytest.raises(SecateurError, match="E_CALIBRATION"):
         calibration_samples(graph(), tmp_path / "bad.npz")
+    np.savez(tmp_path / "objects.npz", x=np.array([{}, {}], object))
+    with pytest.raises(SecateurError, match=r"E_CALIBRATION.*'x' is damaged, or holds no numbers"):
+        calibration_samples(graph(), tmp_path / "objects.npz")
     np.save(tmp_path / "one.npy", X)
+    (tmp_path / "short.npy").write_bytes((tmp_path / "one.npy").read_bytes()[:-100])
+    with pytest.raises(SecateurError, match=r"E_CALIBRATION.*it ends too early"):
+        calibration_samples(graph(), tmp_path / "short.npy")
     np.testing.assert_array_equal(joined(calibration_samples(graph(), tmp_path / "one.npy")), X)
     with pytest.raises(SecateurError, match="the model has 2 inputs"):
         calibration_samples(graph(TWO), tmp_path / "one.npy")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_no_more_is_read_than_is_used(tmp_path: Path, save: Any, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows after the limit may be wrong, and the lengths that files state are still compared."""
+    spoilt = np.array(X, order=order)  # type: ignore[call-overload]
+    spoilt[50:] = np.nan
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "x.npy", spoilt)
+    np.save(tmp_path / "folder" / "labels.npy", np.arange(70))
+    save(tmp_path / "data.npz", x=spoilt, labels=np.arange(70))
+    read: list[int] = []
+    usual = np.frombuffer
+    monkeypatch.setattr(np, "frombuffer", lambda data, dtype: read.append(len(data)) or usual(data, dtype))
+    for source in (tmp_path / "folder", tmp_path / "data.npz"):
+        read.clear()
+        samples = calibration_samples(graph(), source, limit=50)
+        assert len(samples) == 50
+        np.testing.assert_array_equal(joined(samples), X[:50])
+        assert samples.labels is not None
+        np.testing.assert_array_equal(np.concatenate(samples.labels), np.arange(50))
+        assert max(read) == (50 if order == "C" else 70) * 4 * 4
+    save(tmp_path / "uneven.npz", x=X, labels=np.arange(60))
+    with pytest.raises(SecateurError, match="70 of 'x', 60 of 'labels'"):
+        calibration_samples(graph(), tmp_path / "uneven.npz", limit=50)
+
+
+def test_an_iterator_is_taken_from_until_there_is_enough() -> None:
+    taken = []
+
+    def batches() -> Any:
+        for start in range(0, 70, 7):
+            taken.append(start)
+            yield X[start : start + 7], np.arange(start, start + 7)
+
+    assert len(calibration_samples(graph(), batches(), limit=20)) == 20
+    assert taken == [0, 7, 14]
+
+
+def test_labels_have_a_name_which_may_be_that_of_an_input() -> None:
+    samples = calibration_samples(graph(), {"x": X, "answers": np.arange(70)}, labels="answers")
+    assert samples.labels is not None and len(samples.labels[0]) == 32
+    autoencoder = calibration_samples(graph(), X, labels="x")
+    assert autoencoder.labels is not None
+    np.testing.assert_array_equal(autoencoder.labels[0], X[:32])
+    pairs = calibration_samples(graph(), [(X, np.arange(70))], labels="answers")
+    assert pairs.labels is not None
+    with pytest.raises(SecateurError, match=r"E_NO_LABELS.*hold no labels 'z', but x"):
+        calibration_samples(graph(), X, labels="z")
+    for wrong in (np.array(["a"] * 70), np.full(70, np.nan)):
+        with pytest.raises(SecateurError, match="E_LABELS"):
+            calibration_samples(graph(), {"x": X, "labels": wrong})
 
 
 def test_noise_is_smooth_along_space() -> None:

@@ -13,6 +13,7 @@ from compiler.frontends import load
 from compiler.ir import SecateurError
 from passes import Context, Groups, Pipeline, Prune, dependency_groups
 from passes.calibration import Evidence, calibration_samples
+from passes.calibration.losses import Loss
 from passes.importance import criterion, unit_scores
 
 Weights = dict[str, torch.Tensor]
@@ -203,6 +204,112 @@ def test_a_loss_needs_labels(case: Case) -> None:
         unit_scores(case.groups, criterion("snip"), Evidence(case.groups, samples))
     with pytest.raises(SecateurError, match="E_NO_LABELS"):
         unit_scores(case.groups, criterion("taylor"))
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classes, self.boxes = nn.Linear(6, 10), nn.Linear(10, 5), nn.Linear(10, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = torch.tanh(self.body(x))
+        return self.classes(h).softmax(-1), self.boxes(h)
+
+
+@pytest.fixture
+def two_heads() -> tuple[TwoHeads, Groups, torch.Tensor]:
+    torch.manual_seed(0)
+    module, x = TwoHeads().eval(), torch.randn(8, 6)
+    graph = Pipeline("simplify")(load(module, args=(x,)))
+    return module, dependency_groups(graph), x
+
+
+def gradient(groups: Groups, x: torch.Tensor, labels: np.ndarray, *loss: object, **options: str) -> np.ndarray:
+    """dL/dw of the layer that both heads read, [10, 6]."""
+    name = groups.graph.inputs[0].name
+    samples = calibration_samples(groups.graph, {name: x.numpy(), "labels": labels})
+    found = Evidence(groups, samples, *loss, **options).gradients.first  # type: ignore[arg-type]
+    array = next(a for a in found.values() if sorted(a.shape) == [6, 10])
+    return array if array.shape == (10, 6) else array.T
+
+
+def test_the_loss_reads_the_output_that_is_named(two_heads: tuple[TwoHeads, Groups, torch.Tensor]) -> None:
+    module, groups, x = two_heads
+    classes, boxes = (v.name for v in groups.graph.outputs)
+    numbers, targets = np.arange(8) % 5, np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+
+    def expected(loss: torch.Tensor) -> np.ndarray:
+        return torch.autograd.grad(loss, module.body.weight)[0].numpy()
+
+    scores, sides = module(x)
+    own = gradient(groups, x, numbers, "cross_entropy", loss_output=classes)
+    np.testing.assert_allclose(
+        own, expected(nn.functional.nll_loss(scores.log(), torch.tensor(numbers))), rtol=1e-3, atol=1e-7
+    )
+    scores, sides = module(x)
+    wanted = expected(nn.functional.mse_loss(sides, torch.tensor(targets)))
+    np.testing.assert_allclose(gradient(groups, x, targets, "mse", loss_output=boxes), wanted, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(
+        gradient(groups, x, targets, lambda y, t: (y - t).square().mean(), loss_output=boxes),
+        wanted,
+        rtol=1e-3,
+        atol=1e-7,
+    )
+    scores, sides = module(x)
+    both = expected(sides.abs().mean() + scores[:, 0].mean())
+    found = gradient(groups, x, numbers, lambda found, t: found[boxes].abs().mean() + found[classes][:, 0].mean())
+    np.testing.assert_allclose(found, both, rtol=1e-3, atol=1e-7)
+
+
+def test_classes_may_be_the_last_axis_and_labels_may_be_left_out(case: Case) -> None:
+    graph = case.groups.graph
+    scores, labels = torch.randn(2, 7, 5, requires_grad=True), np.array([[1, 4, 0, 2, 3, -100, 1]] * 2)
+    expected = nn.functional.cross_entropy(scores.movedim(-1, 1), torch.tensor(labels))
+    torch.testing.assert_close(Loss(graph)(scores, labels), expected)
+    torch.testing.assert_close(Loss(graph)(scores.movedim(-1, 1), labels.astype(np.int32)), expected)
+
+
+WRONG_LABELS = {
+    "several outputs": (np.arange(8) % 5, ("cross_entropy",), {}, "E_LOSS_OUTPUT.*2 outputs, and the loss reads one"),
+    "no such output": (np.arange(8) % 5, ("mse",), {"loss_output": "z"}, "E_LOSS_OUTPUT.*has no output 'z'"),
+    "shape": (
+        np.zeros((8, 2), int),
+        ("cross_entropy", 0),
+        {},
+        r"E_LABELS.*must be \[8\], as output .*\[8, 5\], and are \[8, 2\]",
+    ),
+    "floats": (np.zeros(8), ("cross_entropy", 0), {}, "E_LABELS.*must be integers, and are of float64"),
+    "range": (np.arange(8), ("cross_entropy", 0), {}, "E_LABELS.*from 0 to 4, and 7 is among them"),
+    "negative": (np.full(8, -1), ("cross_entropy", 0), {}, "E_LABELS.*and -1 is among them"),
+    "targets": (np.zeros((8, 3)), ("mse", 1), {}, r"E_LABELS.*must be \[8, 4\], as output .*, and are \[8, 3\]"),
+    "no scalar": (np.zeros(8), (lambda y, t: y, 1), {}, r"E_LOSS.*gave a tensor \[8, 4\], not a scalar"),
+    "no tensor": (np.zeros(8), (lambda y, t: 1.0, 1), {}, "E_LOSS.*gave a float, not a scalar"),
+    "detached": (np.zeros(8), (lambda y, t: y.sum().detach(), 1), {}, "E_LOSS.*without a gradient"),
+    "infinite": (np.zeros(8), (lambda y, t: y.sum() / 0, 1), {}, "E_LOSS.*the loss is -?inf on samples 0"),
+    "unknown": (np.zeros(8), ("mean_squared", 1), {}, "E_OPTION_VALUE.*loss cannot be 'mean_squared'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LABELS)
+def test_wrong_labels_and_losses_are_refused(name: str, two_heads: tuple[TwoHeads, Groups, torch.Tensor]) -> None:
+    _, groups, x = two_heads
+    labels, (loss, *index), options, message = WRONG_LABELS[name]
+    named = {"loss_output": groups.graph.outputs[index[0]].name} if index else {}
+    with pytest.raises(SecateurError, match="(?s)" + message):
+        gradient(groups, x, labels, loss, **options, **named)
+
+
+def test_prune_takes_a_loss(two_heads: tuple[TwoHeads, Groups, torch.Tensor]) -> None:
+    _, groups, x = two_heads
+    data = {groups.graph.inputs[0].name: x.numpy(), "sides": np.ones((8, 4), np.float32)}
+    output = groups.graph.outputs[1].name
+    pruned = [
+        Prune(ratio=0.3, criterion="taylor", calibration=data, labels="sides", loss=loss, loss_output=output)(
+            groups.graph
+        )
+        for loss in ("mse", lambda y, t: (y - t).square().mean())
+    ]
+    assert str(pruned[0]) == str(pruned[1])
 
 
 @pytest.mark.parametrize(

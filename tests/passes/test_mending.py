@@ -149,7 +149,9 @@ def test_too_few_samples_are_warned_of() -> None:
     groups = dependency_groups(graph)
     keep = np.ones(groups.unit_count, bool)
     keep[0] = False
-    with pytest.warns(UserWarning, match="4 observations for 40 inputs"):
+    with pytest.warns(
+        UserWarning, match="2 of 2 layers.*4 samples x 1 positions = 4 for 40 inputs; .*= 4 for 8 inputs"
+    ):
         mend(restrict(groups, keep), groups, keep, noise_samples(graph, 4, batch=4), "layers")
 
 

@@ -86,7 +86,7 @@ def test_both_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     out, page = tmp_path / "o.onnx", tmp_path / "o.html"
     passes = (Prune(ratio=0.5),)
     for wrong, code in (
-        (out, "E_OUTPUT_IS_INPUT"),
+        (out, "the report would replace the model"),
         (tmp_path / "no" / "such.html", "E_OUTPUT"),
         (tmp_path, "E_OUTPUT"),
     ):
