@@ -1,4 +1,4 @@
-"""Prune a PyTorch network by its dependency groups and train it on: torch in, torch out.
+"""Prune a PyTorch network by its dependency groups in your own training loop: torch in, torch out.
 
     python -m examples.torch_prune
 
@@ -31,29 +31,34 @@ class Network(nn.Module):
 
 
 def main() -> None:
-    """Load, prune, write back, train."""
+    """Train, prune and train on, three times over, with one optimiser and one schedule."""
     torch.manual_seed(0)
-    network = Network()
-    images, labels = torch.randn(32, 3, 16, 16), torch.randint(0, 10, (32,))
+    network: nn.Module = Network()
+    labels = torch.randint(0, 10, (64,))
+    images = torch.randn(10, 3, 1, 1)[labels] + torch.randn(64, 3, 16, 16)  # ten colours in noise
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
 
-    graph = load(network, args=(images,), dynamic_shapes={"x": {0: "batch"}})
-    context = Context()
-    pruned = Pipeline("simplify,prune(ratio=0.5,metric=params)").run(graph, context)
-    network = export(pruned, network)  # compared with the pruned graph before it is returned
-
-    report = context.reports["prune"][-1]
-    print(f"removed {report.reached:.0%} of {report.before.params:,} parameters")
-    for change in report.groups:
-        print(f"  {change.name}: {change.before} -> {change.after}")
-    print(network)
-
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for step in range(10):
+    for epoch in range(40):
         loss = nn.functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        print(f"step {step}: loss {loss.item():.3f}")
+        schedule.step()
+        if epoch % 10 != 9:
+            continue
+        print(f"epoch {epoch + 1}: loss {loss.item():.3f}")
+        if epoch < 39:
+            # Momentum is cut as the weights are; the module is compared with the pruned graph before it is returned.
+            graph = load(network, args=(images,), dynamic_shapes={"x": {0: "batch"}})
+            context = Context()
+            pruned = Pipeline("simplify,prune(ratio=0.2,metric=params)").run(graph, context)
+            network = export(pruned, network, optimizer=optimizer)
+            report = context.reports["prune"][-1]
+            print(f"  removed {report.reached:.0%} of {report.before.params:,} parameters")
+            for change in report.groups:
+                print(f"    {change.name}: {change.before} -> {change.after}")
+    print(network)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from compiler.ir import Graph, SecateurError
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.optim import Optimizer
 
 __all__ = ["check_output", "export", "export_torch", "from_module", "save_onnx", "to_model_proto", "to_module"]
 
@@ -37,6 +38,7 @@ def export(
     kwargs: Mapping[str, Any] | None = None,
     *,
     inplace: bool = False,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
 ) -> nn.Module: ...
 
 
@@ -47,16 +49,21 @@ def export(
     kwargs: Mapping[str, Any] | None = None,
     *,
     inplace: bool = False,
+    optimizer: Any = None,
     external_data: bool | None = None,
     overwrite: bool = False,
 ) -> Any:
     """Write the graph as an ONNX file, or back into the module that it was loaded from.
 
-    A path: see `save_onnx`; returns the files written, the model first. An nn.Module: see `export_torch`;
-    returns the module. Raises E_EXPORT_TARGET for anything else.
+    A path: see `save_onnx`; returns the files written, the model first. An nn.Module: see `export_torch`, which takes
+    its optimiser along; returns the module. Raises E_EXPORT_TARGET for anything else.
     """
     if is_module(target):
-        return export_torch(graph, target, args, kwargs, inplace=inplace)
+        return export_torch(graph, target, args, kwargs, inplace=inplace, optimizer=optimizer)
+    if optimizer is not None:
+        raise SecateurError(
+            "E_EXPORT_TARGET", "an optimizer goes with a module, and the target is a file", where="export(optimizer=…)"
+        )
     if not isinstance(target, str | Path):
         raise SecateurError(
             "E_EXPORT_TARGET",

@@ -44,6 +44,17 @@ class Constant(ABC):
         return TakenConstant(self, {axis: np.asarray(index) for axis, index in indices.items()})
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which elements of a constant a pruning has left. shape: what the constant had at first.
+
+    positions: for each element that is left, where it was, counted in C order; int64, in the shape of what is left.
+    """
+
+    shape: tuple[int, ...]
+    positions: Constant
+
+
 class ArrayConstant(Constant):
     """Data that is in memory."""
 

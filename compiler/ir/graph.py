@@ -15,7 +15,7 @@ import networkx as nx
 import numpy as np
 
 from compiler.errors import SecateurError
-from compiler.ir.constant import ArrayConstant, Constant
+from compiler.ir.constant import ArrayConstant, Constant, Selection
 
 Dim = int | str | None
 """One extent of a shape: a number, the name of a symbolic dimension, or None when unknown."""
@@ -35,10 +35,11 @@ class Origin:
 class Value:
     """A tensor: a graph input, a node's output, or a constant (then `data` is set).
 
-    Identity is the object; `name` is unique in its graph. `shape` is None when even the rank is unknown.
+    Identity is the object; `name` is unique in its graph. `shape` is None when even the rank is unknown. `selection`
+    says which elements of a constant are left where some were removed; it is None where none were, and in files.
     """
 
-    __slots__ = ("data", "dtype", "name", "producer", "shape")
+    __slots__ = ("data", "dtype", "name", "producer", "selection", "shape")
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Value:
         self.dtype: np.dtype | None = data.dtype if data is not None else (None if dtype is None else np.dtype(dtype))
         self.shape: tuple[Dim, ...] | None = data.shape if data is not None else shape
         self.producer: Node | None = None
+        self.selection: Selection | None = None
 
     @property
     def is_constant(self) -> bool:
@@ -261,6 +263,7 @@ class Graph:
         def clone(value: Value) -> Value:
             if value not in mapping:
                 mapping[value] = Value(value.name, value.dtype, value.shape, value.data)
+                mapping[value].selection = value.selection
             return mapping[value]
 
         def clone_attribute(item: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from compiler.ir import Graph, Value, infer_shapes
-from compiler.ir.constant import ArrayConstant, Constant
+from compiler.ir.constant import ArrayConstant, Constant, Selection
 from passes.coupling.extents import EXTENT_RULES, Kept, UnitLayout
 from passes.coupling.groups import Group, Groups
 from passes.coupling.terms import Term, drop, repick
@@ -39,6 +39,7 @@ def permute(groups: Groups, source: np.ndarray, constants: set[Value] | None = N
             continue
         assert old.data is not None
         new.data = _reorder(old.data, layout, source)
+        new.selection = _selection(old, new.data.shape, layout, source, np.ones(groups.unit_count + 1, bool))
     if constants is None:
         _follow_terms(groups, graph, source, np.ones(groups.unit_count + 1, bool))
     return graph
@@ -60,6 +61,7 @@ def restrict(groups: Groups, keep: np.ndarray) -> Graph:
         assert old.data is not None
         new.data = _select(_reorder(old.data, layout, source), layout, flags)
         new.shape = new.data.shape
+        new.selection = _selection(old, new.data.shape, layout, source, flags)
     picks = {term.pick for term in groups.terms}
     for old_node, new_node in zip(groups.graph.all_nodes(), graph.all_nodes(), strict=True):
         rule = EXTENT_RULES.get((old_node.domain, old_node.op))
@@ -179,6 +181,42 @@ def _gather(data: Constant, index: UnitLayout) -> Constant:
     for axis, positions in conditional.items():
         array = np.take_along_axis(array, np.broadcast_to(positions, array.shape), axis)
     return ArrayConstant(array)
+
+
+class _Positions(Constant):
+    """Where the elements that a move leaves of a constant were; found when asked for."""
+
+    def __init__(
+        self, before: Selection, shape: tuple[int, ...], layout: UnitLayout, source: np.ndarray, flags: np.ndarray
+    ) -> None:
+        self.dtype = np.dtype(np.int64)
+        self.shape = shape
+        self._before = before
+        self._move = layout, source, flags
+
+    def numpy(self) -> np.ndarray:
+        layout, source, flags = self._move
+        return _select(_reorder(self._before.positions, layout, source), layout, flags).numpy()
+
+
+class _Range(Constant):
+    """Every element's own position."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.dtype = np.dtype(np.int64)
+        self.shape = shape
+
+    def numpy(self) -> np.ndarray:
+        return np.arange(self.size).reshape(self.shape)
+
+
+def _selection(
+    old: Value, shape: tuple[int, ...], layout: UnitLayout, source: np.ndarray, flags: np.ndarray
+) -> Selection:
+    """What is left of a constant after a move, in terms of the constant before any."""
+    assert old.data is not None
+    before = old.selection or Selection(old.data.shape, _Range(old.data.shape))
+    return Selection(before.shape, _Positions(before, shape, layout, source, flags))
 
 
 def _select(data: Constant, layout: UnitLayout, flags: np.ndarray) -> Constant:

@@ -66,13 +66,12 @@ class Trace:
         return lift_program(self.captured, {}, type(self.module).__name__)
 
 
-def new_tensors(graph: Graph, tensors: Tensors, trace: Trace) -> dict[str, np.ndarray]:
-    """The value that the graph gives to each of the module's tensors that it uses, in the module's layout.
+def new_tensors(constants: dict[str, Value], tensors: Tensors, trace: Trace) -> dict[str, np.ndarray]:
+    """The value that a graph's constants, by name, give to each of the module's tensors, in the module's layout.
 
-    Raises E_TORCH_WRITE_BACK for a parameter that the network uses and the graph does not hold.
+    Raises E_TORCH_WRITE_BACK for a parameter that the network uses and the constants do not hold.
     """
-    constants = {v.name: v for v in graph.all_constants()}
-    found = {name: array for name in tensors.shapes if (array := _by_name(name, constants)) is not None}
+    found = {name: array for name in tensors.shapes if (array := by_name(name, constants)) is not None}
     if not tensors.parameters <= found.keys():
         # Unused, or held in another layout: tracing the module again tells.
         inverse = _Inverse(trace.graph, constants, found)
@@ -85,7 +84,7 @@ def new_tensors(graph: Graph, tensors: Tensors, trace: Trace) -> dict[str, np.nd
     return found
 
 
-def _by_name(name: str, constants: dict[str, Value]) -> np.ndarray | None:
+def by_name(name: str, constants: dict[str, Value]) -> np.ndarray | None:
     """A weight that the graph holds as it is, or transposed as MatMul wants a Linear's; None when it does neither."""
     claims = [constants[name].numpy()] if name in constants else []
     for count in itertools.count():
@@ -98,6 +97,17 @@ def _by_name(name: str, constants: dict[str, Value]) -> np.ndarray | None:
     return claims[0] if claims else None
 
 
+def weight_steps(graph: Graph) -> list[Node]:
+    """The nodes that read nothing but constants and each other's results, in order."""
+    weights = set(graph.all_constants())
+    steps = []
+    for node in graph.all_nodes():
+        if all(v in weights for v in node.inputs if v is not None):
+            weights.update(node.outputs)
+            steps.append(node)
+    return steps
+
+
 Region = tuple[tuple[int, int], ...]
 """(first, last + 1) along each axis of an unpruned tensor."""
 
@@ -108,13 +118,7 @@ class _Inverse:
     def __init__(self, unpruned: Graph, constants: dict[str, Value], found: dict[str, np.ndarray]) -> None:
         self.found = found
         self._pieces: dict[Value, list[tuple[Region, np.ndarray]]] = {}
-        weights = set(unpruned.all_constants())
-        steps = []
-        for node in unpruned.all_nodes():
-            operands = [v for v in node.inputs if v is not None]
-            if all(v in weights for v in operands):
-                weights.update(node.outputs)
-                steps.append(node)
+        steps = weight_steps(unpruned)
         for node in steps:
             for value in node.outputs:
                 if value.name in constants and value.static_shape is not None:
@@ -185,18 +189,10 @@ class _Inverse:
         self._back(node, 0, source)
 
     def _slice(self, node: Node, value: Value, array: np.ndarray) -> None:
-        x = node.inputs[0]
-        assert x is not None and x.static_shape is not None
-        operands = [v.numpy().tolist() if v is not None and v.is_constant else None for v in node.inputs[1:]]
-        starts, ends = operands[:2]
-        if starts is None or ends is None or any(s != 1 for s in (operands[3:4] or [[1]])[0] or []):
+        x, region = node.inputs[0], _sliced(node)
+        if x is None or region is None:
             raise _lost(value.name, "is a slice that cannot be undone")
-        axes = operands[2] if len(operands) > 2 and operands[2] is not None else list(range(len(starts)))
-        region = list(_whole(x))
-        for axis, first, last in zip(axes, starts, ends, strict=True):
-            first, last, _ = slice(first, last).indices(x.static_shape[axis])
-            region[axis % len(region)] = (first, last)
-        self._add(x, tuple(region), array)
+        self._add(x, region, array)
 
     def _gather(self, node: Node, value: Value, array: np.ndarray) -> None:
         x, indices = node.inputs[0], node.inputs[1]
@@ -216,13 +212,8 @@ class _Inverse:
 
     def _split(self, node: Node, value: Value, array: np.ndarray) -> None:
         x = node.inputs[0]
-        assert x is not None and x.static_shape is not None
-        axis = node.attribute("axis", 0) % len(x.static_shape)
-        sizes = [v.static_shape[axis] for v in node.outputs if v.static_shape is not None]
-        index = node.outputs.index(value)
-        region = list(_whole(x))
-        region[axis] = (sum(sizes[:index]), sum(sizes[: index + 1]))
-        self._add(x, tuple(region), array)
+        assert x is not None
+        self._add(x, _cut_off(node, value), array)
 
     def _concat(self, node: Node, value: Value, array: np.ndarray) -> None:
         axis = node.attribute("axis") % array.ndim
@@ -282,6 +273,57 @@ def reshaped_back(source: tuple[int, ...], result: tuple[int, ...], found: tuple
         shape += options[0] if options else before
         i, j = to_i, to_j
     return tuple(shape)
+
+
+def _sliced(node: Node) -> Region | None:
+    """The part of its operand that a Slice reads; None where its numbers are not constant, or skip positions."""
+    x = node.inputs[0]
+    assert x is not None and x.static_shape is not None
+    operands = [v.numpy().tolist() if v is not None and v.is_constant else None for v in node.inputs[1:]]
+    starts, ends = operands[:2]
+    if starts is None or ends is None or any(s != 1 for s in (operands[3:4] or [[1]])[0] or []):
+        return None
+    axes = operands[2] if len(operands) > 2 and operands[2] is not None else list(range(len(starts)))
+    region = list(_whole(x))
+    for axis, first, last in zip(axes, starts, ends, strict=True):
+        first, last, _ = slice(first, last).indices(x.static_shape[axis])
+        region[axis % len(region)] = (first, last)
+    return tuple(region)
+
+
+def _cut_off(node: Node, value: Value) -> Region:
+    """The part of its operand that a Split gives to one of its results."""
+    x = node.inputs[0]
+    assert x is not None and x.static_shape is not None
+    axis = node.attribute("axis", 0) % len(x.static_shape)
+    sizes = [v.static_shape[axis] for v in node.outputs if v.static_shape is not None]
+    index = node.outputs.index(value)
+    region = list(_whole(x))
+    region[axis] = (sum(sizes[:index]), sum(sizes[: index + 1]))
+    return tuple(region)
+
+
+def moved(node: Node, value: Value, arrays: list[np.ndarray | None]) -> np.ndarray | None:
+    """What a node that only moves elements makes of arrays in its operands' places; None where it is another node."""
+    array, shape = arrays[0], value.static_shape
+    if array is None or shape is None:
+        return None
+    if node.op in ("Identity", "Cast", "CastLike"):
+        return array
+    if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        return array.reshape(shape)
+    if node.op == "Transpose":
+        return np.transpose(array, node.attribute("perm", None))
+    if node.op == "Expand":
+        return np.broadcast_to(array, shape)
+    if node.op == "Gather" and (indices := node.inputs[1]) is not None and indices.is_constant:
+        return array.take(indices.numpy(), node.attribute("axis", 0))
+    if node.op in ("Slice", "Split"):
+        region = _sliced(node) if node.op == "Slice" else _cut_off(node, value)
+        return None if region is None else array[tuple(slice(*bounds) for bounds in region)]
+    if node.op == "Concat" and all(a is not None for a in arrays):
+        return np.concatenate([a for a in arrays if a is not None], node.attribute("axis"))
+    return None
 
 
 def _whole(value: Value) -> Region:
