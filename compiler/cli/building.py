@@ -201,7 +201,8 @@ def _show_prunes(screen: Screen, context: Context, before_bytes: int | None = No
         if report.mended is not None:
             done = report.mended
             screen.print(
-                f"mended {len(done.layers)} layers and {len(done.normalizations)} normalisations; left {len(done.left)}"
+                f"mended {len(done.layers)} layers and {len(done.normalizations)} normalisations, "
+                f"corrected {len(done.corrections)} with none; left {len(done.left)}"
             )
         if report.unranked:
             screen.print(f"left whole: {', '.join(report.unranked[:6])}{' …' if len(report.unranked) > 6 else ''}")

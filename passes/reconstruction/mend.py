@@ -4,7 +4,8 @@ After OBSPA in "Structurally Prune Anything" (Wang et al., 2024, arXiv:2403.1895
 Compression" (Frantar and Alistarh, NeurIPS 2022, arXiv:2208.11580): the weights that stay solve the least-squares
 problem |W x - W' x'|^2. Here x' are the inputs of the pruned and already mended network, so that errors do not add
 up, and the ridge pulls towards the weights as they were. BatchNormalization then gets the statistics with which its
-result has the mean and the variance that it had.
+result has the mean and the variance that it had. Where it was folded into the layer before it, the layer's weights and
+bias are scaled and shifted to the same end, as in "REPAIR" (Jordan et al., ICLR 2023, arXiv:2211.08403).
 """
 
 from __future__ import annotations
@@ -18,16 +19,22 @@ from compiler.ir import ArrayConstant, Graph, Node, SecateurError, Value
 from passes.calibration.samples import Samples, Shortage, warn_of_rank
 from passes.coupling.groups import Groups
 from passes.coupling.transform import origins
+from passes.reconstruction.folded import maybe_folded
 from passes.reconstruction.layers import Layer, layer_of
 from passes.reconstruction.solve import Regression
 from passes.reconstruction.stepping import Stepper
 
 MENDS = ("none", "batchnorm", "layers")
-"""What is mended: nothing, only the statistics of BatchNormalization, or those and every layer."""
+"""What is mended: nothing; only the statistics of BatchNormalization, folded or not; or those and every layer."""
 
 _ROWS_PER_INPUT = 24
 """Observations for each unknown; more add little."""
 _MIN_ROWS = 16384
+
+_MIN_OBSERVATIONS = 64
+"""For the mean and variance of a folded BatchNormalization."""
+_MAX_SCALE = 100.0
+"""Channels that have lost more of their spread than this are shifted only: what is left is noise."""
 
 
 @dataclass
@@ -42,6 +49,8 @@ class Mended:
     graph: Graph
     layers: list[str] = field(default_factory=list)
     normalizations: list[str] = field(default_factory=list)
+    corrections: list[str] = field(default_factory=list)
+    """Layers whose scale and bias stand for a BatchNormalization that was folded into them."""
     left: dict[str, str] = field(default_factory=dict)
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -61,7 +70,9 @@ def mend(
 ) -> Mended:
     """Mend `restrict(groups, keep)`, whose function should stay near that of the groups' graph on the samples.
 
-    how: one of MENDS. Memory: the samples' activations between two layers, and one second-moment matrix of a layer.
+    how: one of MENDS. Layers that may have had a BatchNormalization (`folded.maybe_folded`) are scaled and shifted as
+    it would have been; that is decided by their place, for the file does not tell.
+    Memory: the samples' activations between two layers, and one second-moment matrix of a layer.
     """
     if how not in MENDS:
         raise SecateurError("E_OPTION_VALUE", f"mend cannot be {how!r}", hint=f"one of: {', '.join(MENDS)}")
@@ -70,13 +81,17 @@ def mend(
     if how == "none":
         return result
     work = _Mending(groups, graph, samples, origins(groups, keep), result, np.random.default_rng(seed))
-    nodes = [n for n in graph.nodes if n.op == "BatchNormalization" or (how == "layers" and layer_of(n) is not None)]
+    solved = {n for n in graph.nodes if how == "layers" and layer_of(n) is not None}
+    folded = set(maybe_folded(graph))
+    nodes = [n for n in graph.nodes if n.op == "BatchNormalization" or n in solved or n in folded]
     for done, node in enumerate(nodes):
         progress(done, len(nodes))
         if node.op == "BatchNormalization":
             work.normalization(node)
-        else:
+        if node in solved:
             work.layer(node)
+        if node in folded:
+            work.correction(node)
     progress(len(nodes), len(nodes))
     warn_of_rank(work.short, work.layers)
     return result
@@ -197,6 +212,36 @@ class _Mending:
         mean.data = ArrayConstant(shifted.astype(mean.numpy().dtype))
         variance.data = ArrayConstant(np.maximum(spread * ratio - epsilon, 0).astype(variance.numpy().dtype))
         self._result.normalizations.append(node.name)
+
+    def correction(self, node: Node) -> None:
+        """Scale and shift one layer's results to the mean and the variance that each channel had."""
+        layer, old = layer_of(node), self._twin[node.outputs[0].name]
+        assert layer is not None and layer.bias is not None
+        rows = self._origin(old.outputs[0], layer.axis)
+        if rows is None or len(self._uses[layer.weight]) > 1 or len(self._uses[layer.bias]) > 1:
+            self._result.left[node.name] = "its weights are shared" if rows is not None else "its outputs differ by row"
+            return
+        y = self._new.after(node)
+        was, is_now = _moments(self._old.after(old)), _moments(y)
+        if sum(layer.row_count(a) for a in y) < _MIN_OBSERVATIONS:
+            self._result.left[node.name] = "there are too few samples to tell its spread"
+            return
+        m0, v0 = was[0][rows], was[1][rows]
+        m1, v1 = is_now
+        safe = (v0 > 1e-12) & (v1 > 1e-12) & (v0 <= v1 * _MAX_SCALE**2)
+        scale = np.sqrt(np.where(safe, v0, 1.0) / np.where(safe, v1, 1.0))
+        shift = m0 - scale * m1
+        weights = layer.matrices() * scale.reshape(layer.blocks, 1, -1)
+        layer.weight.data = ArrayConstant(layer.stored(weights))
+        bias = layer.bias.numpy()
+        layer.bias.data = ArrayConstant(
+            (bias * scale.reshape(bias.shape) + shift.reshape(bias.shape)).astype(bias.dtype)
+        )
+        broad = [-1 if a == layer.axis else 1 for a in range(y[0].ndim)]
+        self._new.replace(
+            node.outputs[0], [(a * scale.reshape(broad) + shift.reshape(broad)).astype(a.dtype) for a in y]
+        )
+        self._result.corrections.append(node.name)
 
 
 def _moments(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

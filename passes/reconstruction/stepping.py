@@ -36,6 +36,11 @@ class Stepper:
         self._run(self._position[node] + 1, node.outputs[0])
         return [batch[node.outputs[0]] for batch in self._live]
 
+    def replace(self, value: Value, arrays: Sequence[np.ndarray]) -> None:
+        """Go on with other arrays in the place of a value, batch by batch: those that changed weights would give."""
+        for batch, array in zip(self._live, arrays, strict=True):
+            batch[value] = array
+
     def _run(self, end: int, wanted: Value) -> None:
         """Run the nodes up to `end`, and forget what no later node reads."""
         nodes = self._graph.nodes[self._done : end]

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from compiler.frontends import load
-from compiler.ir import Graph
+from compiler.ir import ArrayConstant, Graph
 from compiler.ir.execute import execute, random_inputs
 from examples.fashion_mnist.data import load_test_images, preprocess
 from passes import Context, Pipeline, Prune, dependency_groups
 from passes.calibration import calibration_samples, noise_samples
+from passes.calibration.running import observe
+from passes.coupling.groups import Groups
 from passes.coupling.transform import restrict
 from passes.reconstruction import MENDS, mend
 from passes.reconstruction.layers import layer_of
@@ -182,3 +184,114 @@ def test_obspa_keeps_the_accuracy_of_the_bundled_model() -> None:
     assert full - ours <= (full - theirs) / 3
     assert full - ours <= 0.05
     assert full - accuracy(blind) <= (full - theirs) / 2  # without any data
+
+
+NORMALIZED = """(float[N,3,8,8] x, float[8,3,3,3] w1, float[8] s1, float[8] b1, float[8] m1, float[8] v1,
+    float[8,1,3,3] wd, float[8] sd, float[8] bd, float[8] md, float[8] vd, float[8,8,1,1] w2, float[8] s2, float[8] b2,
+    float[8] m2, float[8] v2, float[8,6,2,2] wt, float[6] st, float[6] bt, float[6] mt, float[6] vt, float[6,4] h,
+    float[4] hb) => (float[N,4] y) {
+    a1 = Conv<pads=[1,1,1,1]>(x, w1) n1 = BatchNormalization(a1, s1, b1, m1, v1) r1 = Relu(n1)
+    ad = Conv<pads=[1,1,1,1], group=8>(r1, wd) nd = BatchNormalization(ad, sd, bd, md, vd) rd = Relu(nd)
+    a2 = Conv(rd, w2) n2 = BatchNormalization(a2, s2, b2, m2, v2) sum = Add(r1, n2)
+    at = ConvTranspose<strides=[2,2]>(sum, wt) nt = BatchNormalization(at, st, bt, mt, vt) rt = Relu(nt)
+    ax = Constant<value_ints=[2,3]>() g = ReduceMean<keepdims=0>(rt, ax) y = Gemm(g, h, hb) }"""
+
+
+def first_two_units_gone(graph: Graph) -> tuple[Groups, np.ndarray]:
+    groups = dependency_groups(graph)
+    keep = np.ones(groups.unit_count, bool)
+    for group in groups:
+        keep[group.blocks[0][:2]] = False
+    return groups, keep
+
+
+@pytest.mark.parametrize(("how", "tolerance"), [("batchnorm", 1e-4), ("layers", 0.03)])
+def test_a_folded_normalization_is_mended_as_a_plain_one(how: str, tolerance: float) -> None:
+    plain = network(NORMALIZED)
+    folded = Pipeline("simplify(batchnorm=true)")(plain)
+    assert not any(n.op == "BatchNormalization" for n in folded.nodes)
+    samples, unseen = noise_samples(plain, 128), np.random.default_rng(9).standard_normal((64, 3, 8, 8), np.float32)
+    before, after, done = [], [], []
+    for graph in (plain, folded):
+        groups, keep = first_two_units_gone(graph)
+        assert len(groups) == 2
+        before.append(pruned := restrict(groups, keep))
+        done.append(mend(pruned, groups, keep, samples, how))
+        after.append(done[-1].graph)
+    assert distance(*before, unseen) < 1e-4
+    assert distance(*after, unseen) < tolerance
+    normal, corrected = done
+    assert len(normal.normalizations) == 4 == len(corrected.corrections)
+    assert not normal.corrections and not corrected.normalizations and not corrected.left
+
+
+def test_every_channel_has_the_mean_and_the_variance_that_it_had() -> None:
+    graph = Pipeline("simplify(batchnorm=true)")(network(NORMALIZED))
+    groups, keep = first_two_units_gone(graph)
+    samples = noise_samples(graph, 128)
+    mended = mend(restrict(groups, keep), groups, keep, samples, "batchnorm").graph
+    layers = [n for n in graph.nodes if n.op in ("Conv", "ConvTranspose")]
+    twins = [n for n in mended.nodes if n.op in ("Conv", "ConvTranspose")]
+    for old, new in zip(layers, twins, strict=True):
+        moments = []
+        for network_, node in ((graph, old), (mended, new)):
+            found = [f[node.outputs[0]] for f in observe(network_, [node.outputs[0]], samples)]
+            joined = np.moveaxis(np.concatenate(found), 1, -1).reshape(-1, found[0].shape[1]).astype(np.float64)
+            moments.append((joined.mean(0), joined.std(0)))
+        width = len(moments[1][0])
+        assert width == len(moments[0][0]) - 2
+        for was, is_now in zip(*moments, strict=True):
+            np.testing.assert_allclose(is_now, was[-width:], rtol=1e-3, atol=1e-4)
+
+
+def test_answers_are_not_rescaled() -> None:
+    """Not the last layers, nor where nothing tells the spread: few samples, a channel that has lost all of it."""
+    text = """(float[N,3,8,8] x, float[8,3,1,1] w1, float[8] b1, float[6,8,1,1] w2, float[6] b2, float[5,6,1,1] w3,
+        float[5] b3) => (float[N,5,16,16] y, float[N,6,8,8] z) { a = Conv(x, w1, b1) r = Relu(a) c = Conv(r, w2, b2)
+        z = Sigmoid(c) d = Conv(z, w3, b3) k = Constant<value_floats=[1.,1.,2.,2.]>() y = Resize(d, , k) }"""
+    graph = network(text)
+    groups, keep = first_two_units_gone(graph)
+    done = mend(restrict(groups, keep), groups, keep, noise_samples(graph, 64), "batchnorm")
+    assert done.corrections == ["a"]
+    small = network(CHAIN.replace("8,8] x", "3,3] x"))
+    groups, keep = first_two_units_gone(small)
+    done = mend(restrict(groups, keep), groups, keep, noise_samples(small, 4, batch=4), "batchnorm")
+    assert not done.corrections
+    assert set(done.left.values()) == {"there are too few samples to tell its spread"}
+
+
+def test_a_channel_without_spread_is_only_shifted() -> None:
+    graph = Pipeline("simplify(batchnorm=true)")(network(NORMALIZED))
+    groups, keep = first_two_units_gone(graph)
+    weight = next(n for n in graph.nodes if n.op == "ConvTranspose").inputs[1]
+    assert weight is not None
+    array = np.array(weight.numpy())
+    array[2:, 3] *= 1e-7  # what is kept of the inputs makes next to nothing of output 3
+    weight.data = ArrayConstant(array)
+    mended = mend(restrict(groups, keep), groups, keep, noise_samples(graph, 128), "batchnorm").graph
+    found = next(n for n in mended.nodes if n.op == "ConvTranspose").inputs[1]
+    assert found is not None
+    np.testing.assert_allclose(found.numpy()[:, 1], array[2:, 3], rtol=1e-6)
+
+
+def test_a_folded_file_recovers_its_accuracy() -> None:
+    """As re-estimation does for the same network with its BatchNormalization; the selection is the same."""
+    plain = Pipeline("simplify")(load(MODEL))
+    folded = Pipeline("simplify(batchnorm=true)")(load(MODEL))
+    images, labels = load_test_images()
+    x = preprocess(images)
+    samples = calibration_samples(plain, x[:256])
+    right = {}
+    for name, graph in (("plain", plain), ("folded", folded)):
+        groups = dependency_groups(graph)
+        keep = np.ones(groups.unit_count, bool)
+        for group in groups:
+            for block in group.blocks:
+                keep[block[: len(block) // 4]] = False
+        pruned = restrict(groups, keep)
+        for how, network_ in (("none", pruned), ("batchnorm", mend(pruned, groups, keep, samples, "batchnorm").graph)):
+            (logits,) = execute(network_, {graph.inputs[0].name: x[500:]}).values()
+            right[name, how] = float((logits.argmax(1) == labels[500:]).mean())
+    assert right["folded", "none"] == right["plain", "none"] < 0.6
+    assert abs(right["folded", "batchnorm"] - right["plain", "batchnorm"]) <= 0.01
+    assert right["folded", "batchnorm"] > right["folded", "none"] + 0.2
