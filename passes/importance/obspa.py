@@ -8,15 +8,17 @@ A channel of a convolution is the block of its kernel's positions. Summed over t
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
 
+from compiler.errors import SecateurWarning
 from passes.calibration.evidence import Evidence
 from passes.importance.activations import along
 from passes.importance.criterion import Criterion, Share, register_criterion
 from passes.reconstruction.layers import Layer, layer_of
-from passes.reconstruction.solve import Regression
+from passes.reconstruction.solve import Regression, chunks
 from passes.reconstruction.stepping import Stepper
 
 _ROWS_PER_INPUT = 8
@@ -45,14 +47,25 @@ class Obspa(Criterion):
 def _costs(layer: Layer, x: list[np.ndarray], y: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """The cost of each position of the data's axis, [channels]. x, y: the layer's data and results, batch by batch."""
     weights = layer.matrices()
-    blocks, inputs, outputs = weights.shape
-    regression = Regression(blocks, inputs, outputs, centered=layer.bias is not None)
+    blocks, inputs, _ = weights.shape
+    regression = Regression(blocks, inputs, 0, centered=layer.bias is not None)
     wanted = max(_MIN_ROWS, _ROWS_PER_INPUT * inputs) // len(x) + 1
     for data, result in zip(x, y, strict=True):
         count = layer.row_count(result)
         rows = np.arange(count) if count <= wanted else np.sort(rng.choice(count, wanted, replace=False))
-        regression.add(layer.inputs(data, rows), np.zeros((blocks, len(rows), outputs)))
-    return _block_costs(regression.inverse(), weights, _kernel(layer)).ravel()
+        for part in chunks(rows, blocks * inputs):
+            regression.add(layer.inputs(data, part))
+    size = _kernel(layer)
+    inverse = regression.inverse_blocks(size)
+    if inverse is None:
+        warnings.warn(
+            f"{layer.node.describe()}: the second moments of its inputs have no Cholesky factor, damped as they may be "
+            "(are its inputs finite?); it is scored by its weights alone",
+            SecateurWarning,
+            stacklevel=2,
+        )
+        inverse = np.broadcast_to(np.eye(size), (blocks, inputs // size, size, size))
+    return _block_costs(inverse, weights).ravel()
 
 
 def _kernel(layer: Layer) -> int:
@@ -60,10 +73,7 @@ def _kernel(layer: Layer) -> int:
     return math.prod(layer.weight.numpy().shape[2:]) if layer.node.op in ("Conv", "ConvTranspose") else 1
 
 
-def _block_costs(inverse: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
-    """tr(W_c' (H^-1_cc)^-1 W_c) for each run c of `size` inputs, [blocks, inputs / size]."""
-    blocks, inputs, outputs = weights.shape
-    parts = weights.reshape(blocks, inputs // size, size, outputs)
-    index = np.arange(inputs).reshape(-1, size)
-    own = inverse[:, index[:, :, None], index[:, None, :]]
-    return np.einsum("bcio,bcio->bc", parts, np.linalg.solve(own, parts))
+def _block_costs(inverse: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """tr(W_c' (H^-1_cc)^-1 W_c) for each run c of inputs, [blocks, runs]; inverse: [blocks, runs, size, size]."""
+    parts = weights.reshape(*inverse.shape[:3], weights.shape[2])
+    return np.einsum("bcio,bcio->bc", parts, np.linalg.solve(inverse, parts))

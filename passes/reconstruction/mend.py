@@ -10,18 +10,20 @@ bias are scaled and shifted to the same end, as in "REPAIR" (Jordan et al., ICLR
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from compiler.errors import SecateurWarning
 from compiler.ir import ArrayConstant, Graph, Node, SecateurError, Value
 from passes.calibration.samples import Samples, Shortage, warn_of_rank
 from passes.coupling.groups import Groups
 from passes.coupling.transform import origins
 from passes.reconstruction.folded import maybe_folded
 from passes.reconstruction.layers import Layer, layer_of
-from passes.reconstruction.solve import Regression
+from passes.reconstruction.solve import Regression, chunks
 from passes.reconstruction.stepping import Stepper
 
 MENDS = ("none", "batchnorm", "layers")
@@ -130,18 +132,19 @@ class _Mending:
         share = self._share(layer, y, start)
         for inputs, outputs in zip(x, y, strict=True):
             picked = self._picked(layer.row_count(outputs), share)
-            wanted = layer.outputs(outputs, picked)[:, rows].astype(np.float64)
-            if not centered and layer.bias is not None:
-                wanted = wanted - np.asarray(layer.bias.numpy(), np.float64)
-            wanted = wanted.reshape(len(picked), start.shape[0], -1).swapaxes(0, 1)
-            regression.add(layer.inputs(inputs, picked), wanted)
+            for part in chunks(picked, start.shape[0] * start.shape[1]):
+                wanted = layer.outputs(outputs, part)[:, rows].astype(np.float64)
+                if not centered and layer.bias is not None:
+                    wanted = wanted - np.asarray(layer.bias.numpy(), np.float64)
+                wanted = wanted.reshape(len(part), start.shape[0], -1).swapaxes(0, 1)
+                regression.add(layer.inputs(inputs, part), wanted)
         self.layers += 1
         if regression.rows < start.shape[1]:
             count = len(self._samples)
             self.short.append(Shortage(node.describe(), count, regression.rows // count, start.shape[1]))
         solved = regression.solve(start)
         if solved is None:
-            self._result.left[node.name] = "its second moments are singular"
+            self._leave(node, "the second moments of its inputs have no Cholesky factor, damped as they may be")
             return
         weights, constant = solved
         held = self._held(layer, target, centered)
@@ -153,6 +156,11 @@ class _Mending:
             like = value.numpy()
             value.data = ArrayConstant((before + constant.ravel()).reshape(like.shape).astype(like.dtype))
         self._result.layers.append(node.name)
+
+    def _leave(self, node: Node, reason: str) -> None:
+        """Leave as it is what cannot be mended on this data, and tell."""
+        self._result.left[node.name] = reason
+        warnings.warn(f"{node.describe()} is not mended: {reason}", SecateurWarning, stacklevel=4)
 
     def _share(self, layer: Layer, y: list[np.ndarray], start: np.ndarray) -> float:
         """The share of rows that is looked at."""
@@ -204,6 +212,9 @@ class _Mending:
             self._result.left[node.name] = "its statistics are shared, or no constants"
             return
         was, is_now = _moments(self._old.before(old, before)), _moments(self._new.before(node, x))
+        if not (np.isfinite(was).all() and np.isfinite(is_now).all()):
+            self._leave(node, "its inputs are not finite")
+            return
         m0, v0 = was[0][rows], was[1][rows]
         epsilon = float(node.attribute("epsilon", 1e-5))
         mu, spread = np.asarray(mean.numpy(), np.float64), np.asarray(variance.numpy(), np.float64) + epsilon
@@ -222,9 +233,13 @@ class _Mending:
             self._result.left[node.name] = "its weights are shared" if rows is not None else "its outputs differ by row"
             return
         y = self._new.after(node)
-        was, is_now = _moments(self._old.after(old)), _moments(y)
+        before = self._old.after(old)
+        was, is_now = _moments(before), _moments(y)
         if sum(layer.row_count(a) for a in y) < _MIN_OBSERVATIONS:
             self._result.left[node.name] = "there are too few samples to tell its spread"
+            return
+        if not (np.isfinite(was).all() and np.isfinite(is_now).all()):
+            self._leave(node, "its results are not finite")
             return
         m0, v0 = was[0][rows], was[1][rows]
         m1, v1 = is_now
@@ -238,10 +253,19 @@ class _Mending:
             (bias * scale.reshape(bias.shape) + shift.reshape(bias.shape)).astype(bias.dtype)
         )
         broad = [-1 if a == layer.axis else 1 for a in range(y[0].ndim)]
-        self._new.replace(
-            node.outputs[0], [(a * scale.reshape(broad) + shift.reshape(broad)).astype(a.dtype) for a in y]
-        )
+        corrected = [(a * scale.reshape(broad) + shift.reshape(broad)).astype(a.dtype) for a in y]
+        self._new.replace(node.outputs[0], corrected)
         self._result.corrections.append(node.name)
+        if (name := node.outputs[0].name) in self._result.errors:
+            error = _difference(corrected, [a.take(rows, layer.axis) for a in before])
+            self._result.errors[name] = self._result.errors[name][0], error
+
+
+def _difference(batches: list[np.ndarray], wanted: list[np.ndarray]) -> float:
+    """|a - b| / |b| over all batches."""
+    gap = sum(float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(batches, wanted, strict=True))
+    norm = sum(float(np.square(b, dtype=np.float64).sum()) for b in wanted)
+    return float(np.sqrt(gap / norm)) if norm > 0 else 0.0
 
 
 def _moments(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
