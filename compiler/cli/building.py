@@ -85,7 +85,11 @@ def prune_command(
         str, typer.Option(help="What tells how important a channel is; `secateur criteria` lists them.")
     ] = "l1",
     calibration: Annotated[
-        str | None, typer.Option(help="Sample inputs: an .npz, a folder of NAME.npy files, or none (noise).")
+        str | None,
+        typer.Option(
+            help="Sample inputs: an .npz, a folder of NAME.npy files, none (noise as the first BatchNormalization saw "
+            "it), or noise (of mean 0 and variance 1)."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Use at most so many samples.")] = 512,
     labels: Annotated[str, typer.Option(help="The name of the labels in the calibration data.")] = "labels",

@@ -19,6 +19,9 @@ from passes.calibration.files import read_arrays
 LABELS = "labels"
 """The name under which the right answers are found, beside the inputs."""
 
+NOISE = ("none", "noise")
+"""Sources of samples that need no data."""
+
 BATCH = 32
 """Samples a batch, where the model leaves it open."""
 
@@ -47,17 +50,18 @@ def calibration_samples(
 
     source: {input name: [samples, …]}; one array, for a model of one input; a path to an .npz of such arrays, to an
     .npy of one, or to a folder of NAME.npy files; an iterable of such mappings, arrays or (array, labels) pairs, each a
-    batch; "none" for noise (`noise_samples`); or Samples. limit: at most so many samples, and of files and iterators no
-    more are read. batch: samples a batch where the model's first extent is symbolic. labels: the name under which
-    labels are found; it may be that of an input, which is then both. Raises E_CALIBRATION, E_LABELS, and E_NO_LABELS
-    for labels that are named and not there.
+    batch; "noise" for noise of mean 0 and variance 1 (`noise_samples`); "none" for noise matched to the statistics of
+    the first BatchNormalization (`match_statistics`), or that of "noise" where none tells; or Samples. limit: at most
+    so many samples, and of files and iterators no more are read. batch: samples a batch where the model's first extent
+    is symbolic. labels: the name under which labels are found; it may be that of an input, which is then both. Raises
+    E_CALIBRATION, E_LABELS, and E_NO_LABELS for labels that are named and not there.
     """
     if limit < 1:
         raise _wrong(f"{limit} samples are too few", "take at least one")
     if isinstance(source, Samples):
         return source
-    if isinstance(source, str) and source == "none":
-        return noise_samples(graph, min(limit, 256), batch=batch)
+    if isinstance(source, str) and source in NOISE:
+        return _noise(graph, source, min(limit, 256), batch)
     arrays, lengths = _arrays(graph, source, limit, labels)
     answers = _labels(graph, arrays, labels)
     checked = {v.name: _checked(v, arrays) for v in graph.inputs}
@@ -91,6 +95,13 @@ def _labels(graph: Graph, arrays: Feeds, name: str) -> np.ndarray | None:
             hint="give finite numbers, one row a sample",
         )
     return found
+
+
+def _noise(graph: Graph, source: str, count: int, batch: int) -> Samples:
+    from passes.calibration.matching import match_statistics
+
+    plain = noise_samples(graph, count, batch=batch)
+    return plain if source == "noise" else match_statistics(graph, plain) or plain
 
 
 def noise_samples(graph: Graph, count: int, *, seed: int = 0, batch: int = BATCH) -> Samples:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.ir import Graph, SecateurError
+from compiler.ir import ArrayConstant, Graph, SecateurError
 from passes.calibration import Samples, calibration_samples, noise_samples
+from passes.calibration.running import observe
 from tests.networks import network
 
 OPEN = "(float[N,4] x, float[4,3] w) => (float[N,3] y) { y = MatMul(x, w) }"
@@ -164,3 +165,39 @@ def test_noise_is_smooth_along_space() -> None:
     assert np.corrcoef(x[..., :-1].ravel(), x[..., 1:].ravel())[0, 1] > 0.8
     assert not np.array_equal(x, joined(noise_samples(image, 64, seed=2)))
     np.testing.assert_array_equal(x, joined(noise_samples(image, 64, seed=1)))
+
+
+STEM = """(float[N,3,12,12] x, float[1,3,1,1] m, float[1,3,1,1] d, float[9,3,3,3] w, float[9] b, float[9] s, float[9] o,
+    float[9] mean, float[9] var) => (float[N,9,12,12] y) { c = Sub(x, m) e = Div(c, d) a = Conv<pads=[1,1,1,1]>(e, w, b)
+    y = BatchNormalization(a, s, o, mean, var) }"""
+
+
+def test_noise_is_matched_to_the_first_normalization() -> None:
+    """The channels' means and scales are found again from the statistics that data of such channels left."""
+    stem = graph(STEM)
+    shift, scale = np.array([110.0, 140.0, 90.0]).reshape(3, 1, 1), np.array([60.0, 20.0, 45.0]).reshape(3, 1, 1)
+    for name, value in (("m", [120, 120, 120]), ("d", [50, 60, 70])):
+        stem.value(name).data = ArrayConstant(np.array(value, np.float32).reshape(1, 3, 1, 1))
+    data = [{"x": (f["x"] * scale + shift).astype(np.float32)} for f in noise_samples(stem, 512, seed=5)]
+    read = stem.nodes[-1].inputs[0]
+    assert read is not None
+    seen = np.concatenate([found[read] for found in observe(stem, [read], data)])
+    stem.value("mean").data = ArrayConstant(seen.mean((0, 2, 3)))
+    stem.value("var").data = ArrayConstant(seen.var((0, 2, 3)))
+    found = joined(calibration_samples(stem, "none"))
+    given = np.concatenate([f["x"] for f in data])
+    np.testing.assert_allclose(found.mean((0, 2, 3)), given.mean((0, 2, 3)), atol=3)
+    np.testing.assert_allclose(found.std((0, 2, 3)), given.std((0, 2, 3)), rtol=0.1)
+    matched = np.concatenate([f[read] for f in observe(stem, [read], calibration_samples(stem, "none"))])
+    np.testing.assert_allclose(matched.var((0, 2, 3)), stem.value("var").numpy(), rtol=0.25)
+    np.testing.assert_array_equal(joined(calibration_samples(stem, "noise")), joined(noise_samples(stem, 256)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("Div(c, d)", "Div(d, c)"), ("Sub(x, m)", "Relu(x)"), ("BatchNormalization(a, s, o, mean, var)", "Relu(a)")],
+)
+def test_noise_stays_where_no_statistics_tell(change: tuple[str, str]) -> None:
+    """The input divides, or an activation lies between, or BatchNormalization was folded."""
+    stem = graph(STEM.replace(*change))
+    np.testing.assert_array_equal(joined(calibration_samples(stem, "none")), joined(noise_samples(stem, 256)))
