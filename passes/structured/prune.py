@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +17,7 @@ from compiler.ir import Cost, Graph, SecateurError, graph_cost
 from passes.calibration import Evidence, Samples, calibration_samples
 from passes.calibration.losses import check_loss
 from passes.calibration.samples import LABELS, no_calibration, no_labels
-from passes.coupling.contractions import contractions
-from passes.coupling.groups import Fixed, Group, Groups, dependency_groups
+from passes.coupling.groups import Fixed, Groups, dependency_groups
 from passes.coupling.transform import restrict
 from passes.importance import AGGREGATES, Criterion, criterion, unit_scores
 from passes.pipeline import Context, Pass, register_pass
@@ -27,6 +25,7 @@ from passes.reconstruction import MENDS, Mended, mend
 from passes.structured.budget import METRICS, PATHS, choose_steps, keep_flags
 from passes.structured.ladder import NORMALIZATIONS, Ladder, build_ladders
 from passes.structured.layers import GroupChange, LayerChange, Removal, layer_changes, lost_importance
+from passes.structured.scopes import fixed_shares, select_groups, without_ends
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,13 @@ class Prune(Pass):
     the same share of each group (local), rank over the whole network (global) or over each kind of unit (kind), or give
     large layers more to lose (erk). normalize: what scores of a group are divided by (mean, max, sum, none; gaussian
     takes the mean off first) before groups are compared. round_to: widths that change become multiples of this.
-    min_channels: no group becomes narrower. max_ratio: no group loses a larger share of its units. shares:
-    "PATTERN=0.3" for groups that lose a share of their own, ranked among themselves. keep_ends: spare what the first
-    layer makes and what the last reads. ignore, only: patterns (shell style) of groups, constants, nodes or kinds
-    ("expert") to spare, or to restrict pruning to. heads: attention loses whole heads instead of channels within each
-    head. steps: prune in so many stages, scoring anew in between. calibration: data for criteria and mending; see
+    min_channels: no group becomes narrower. max_ratio: no group loses a larger share of its units. shares: scopes of
+    layers that lose a share of their own units, ranked among themselves: "PATTERN=0.3" or "PATTERN|PATTERN=0.3" of the
+    layers that make the units; the first scope that names a group has it, and the others make up for the rest of the
+    ratio. keep_ends: spare what the first layers make and what the last ones read, of every input and output. ignore,
+    only: patterns (shell style) of groups, constants, nodes or kinds ("expert") to spare with all that they make and
+    read, or to restrict pruning to. heads: attention loses whole heads instead of channels within each head. steps:
+    prune in so many stages, scoring anew in between. calibration: data for criteria and mending; see
     `passes.calibration.calibration_samples`. samples: use at most so many of them. labels: the name of the labels among
     them. loss: what criteria over gradients differentiate: cross_entropy, mse, or a function of an output and labels.
     loss_output: the name of the output that it reads, where there are several. mend: none, batchnorm, layers, or auto
@@ -186,7 +187,7 @@ class Prune(Pass):
         scores = unit_scores(groups, chosen, evidence, aggregate=self.aggregate)
         candidates = select_groups(groups, self.ignore, self.only)
         if self.keep_ends:
-            candidates = _without_ends(groups, candidates)
+            candidates = without_ends(groups, candidates)
         ladders = build_ladders(
             candidates,
             scores,
@@ -203,7 +204,7 @@ class Prune(Pass):
             )
         context.progress("choosing", 0, 1)
         metric = METRICS[self.metric](groups)
-        fixed = _fixed_shares(ladders, self.shares, self.steps)
+        fixed = fixed_shares(ladders, self.shares, self.steps)
         keep = keep_flags(groups, ladders, choose_steps(ladders, groups, metric, ratio, self.scope, fixed))
         return Stage(groups, keep, scores, restrict(groups, keep)), ladders
 
@@ -231,66 +232,6 @@ class Prune(Pass):
             stages=tuple(stages),
             mended=mended,
         )
-
-
-def _without_ends(groups: Groups, candidates: list[Group]) -> list[Group]:
-    """The groups that neither the first layer makes nor the last one reads."""
-    layers = [node for node in groups.graph.nodes if next(contractions(node), None) is not None]
-    ends = {id(node) for node in (layers[:1] + layers[-1:])}
-    return [g for g in candidates if not any(id(n) in ends for m in g.members for n in m.nodes)]
-
-
-def _fixed_shares(ladders: list[Ladder], shares: tuple[str, ...], stages: int) -> dict[int, int]:
-    """For ladders that lose a share of their own, how many steps: the least important of all that one pattern names."""
-    fixed: dict[int, int] = {}
-    for text in shares:
-        pattern, _, number = text.rpartition("=")
-        try:
-            share = float(number)
-        except ValueError:
-            share = -1.0
-        named = [i for i, ladder in enumerate(ladders) if _matches(ladder.group, pattern) and i not in fixed]
-        if not 0 <= share < 1 or not named:
-            raise SecateurError(
-                "E_OPTION_VALUE",
-                f"{text!r} names no group" if 0 <= share < 1 else f"{text!r} is no share",
-                where="prune(shares=…)",
-                hint='write "PATTERN=0.3"; `secateur groups MODEL` lists the names',
-            )
-        share = 1 - (1 - share) ** (1 / stages)
-        owner = np.repeat(named, [len(ladders[i].scores) for i in named])
-        order = owner[np.argsort(np.concatenate([ladders[i].scores for i in named]), kind="stable")]
-        taken = np.bincount(order[: round(share * len(order))], minlength=len(ladders))
-        fixed.update({i: ladders[i].floor(int(taken[i])) for i in named})
-    return fixed
-
-
-def select_groups(groups: Groups, ignore: tuple[str, ...], only: tuple[str, ...]) -> list[Group]:
-    """The groups that the patterns leave; E_PATTERN for a pattern that matches nothing."""
-    for pattern in (*ignore, *only):
-        if not any(_matches(g, pattern) for g in groups):
-            names = sorted({n for g in groups for n in _names(g)})
-            close = difflib.get_close_matches(pattern.strip("*"), names, 3)
-            raise SecateurError(
-                "E_PATTERN",
-                f"the pattern {pattern!r} matches no group, constant, node or kind",
-                hint=f"did you mean {', '.join(close)}?" if close else "`secateur groups MODEL` lists the names",
-            )
-    return [
-        g for g in groups if not any(_matches(g, p) for p in ignore) and (not only or any(_matches(g, p) for p in only))
-    ]
-
-
-def _names(group: Group) -> set[str]:
-    found = {group.name, group.kind}
-    for member in group.members:
-        found.add(member.value.name)
-        found.update(n.name for n in member.nodes)
-    return found
-
-
-def _matches(group: Group, pattern: str) -> bool:
-    return any(name == pattern or fnmatchcase(name, pattern) for name in _names(group))
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from compiler.ir import Cost, Graph, graph_cost
 from passes import Carried, Group, Groups, carried, dependency_groups
 from passes.coupling.transform import restrict
 from passes.importance import criterion, unit_scores
-from passes.structured.prune import select_groups
+from passes.structured.scopes import select_groups
 from tests.networks import network
 from tests.strategies import networks
 
