@@ -16,7 +16,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from tests.coverage_page import write_section
-from tests.torchvision.runs import Facts, Limits, Record, Task, preload, run_all
+from tests.runs import Facts, Limits, Record, Task, preload, run_all
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits(seconds=240, gigabytes=10)

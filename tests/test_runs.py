@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.coverage_page import write_section
-from tests.torchvision.runs import Limits, Record, Task, run_all, run_task
+from tests.runs import Limits, Record, Task, run_all, run_task
 
 LIMITS = Limits(seconds=20, gigabytes=4)
 
