@@ -8,6 +8,8 @@ arXiv:2001.00281).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from compiler.ir import Graph, Node, Value
@@ -36,7 +38,7 @@ def match_statistics(graph: Graph, samples: Samples) -> Samples | None:
         if len(statistics) == 2 and node.inputs[0] is not None:
             mean, scale = _fit(graph, node.inputs[0], source, samples, *statistics)
             batches = tuple(b | {source.name: _affine(b[source.name], mean, scale)} for b in samples.batches)
-            return Samples(batches, samples.labels)
+            return replace(samples, batches=batches)
     return None
 
 
@@ -68,7 +70,7 @@ def _fit(
     zero = np.zeros(channels)
     trials = [(zero, zero), *((o, zero) for o in only), *((zero, o) for o in only)]
     batches = [feeds | {source.name: _affine(noise, shift, scale)} for shift, scale in trials]
-    base, *found = (_channels(arrays[read]) for arrays in observe(graph, [read], batches))
+    base, *found = (_channels(arrays[read]) for arrays in observe(graph, [read], Samples(tuple(batches))))
     constant, varied = (np.stack([f - base for f in part]) for part in (found[:channels], found[channels:]))
     spread = np.sqrt(np.maximum(variance, 1e-6 * variance.max(initial=1e-12)))
     means = constant.mean(2).T / spread[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,14 @@ Feeds = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Samples:
-    """Batches of inputs, each {input name: array}, and for each its labels (one a sample) where they are known."""
+    """Batches of inputs, each {input name: array}, and for each its labels (one a sample) where they are known.
+
+    noise: these are no data; see `Stepper` for what that changes.
+    """
 
     batches: tuple[Feeds, ...]
     labels: tuple[np.ndarray, ...] | None = None
+    noise: bool = False
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -61,7 +65,7 @@ def calibration_samples(
     if isinstance(source, Samples):
         return source
     if isinstance(source, str) and source in NOISE:
-        return _noise(graph, source, min(limit, 256), batch)
+        return _noise(graph, source, limit, batch)
     arrays, lengths = _arrays(graph, source, limit, labels)
     answers = _labels(graph, arrays, labels)
     checked = {v.name: _checked(v, arrays) for v in graph.inputs}
@@ -115,7 +119,7 @@ def noise_samples(graph: Graph, count: int, *, seed: int = 0, batch: int = BATCH
     for index in range(max(1, -(-count // _batch_of(graph, batch)))):
         feeds = random_inputs(graph, seed + index, symbol=batch)
         made.append({n: _smooth(a.shape, rng).astype(a.dtype) if _is_spatial(a) else a for n, a in feeds.items()})
-    return Samples(tuple(made))
+    return Samples(tuple(made), noise=True)
 
 
 def _is_spatial(array: np.ndarray) -> bool:
@@ -289,4 +293,5 @@ def first(samples: Samples, count: int) -> Samples:
     """Only the first batches, of at least `count` samples together."""
     total = list(itertools.accumulate(len(next(iter(feeds.values()))) for feeds in samples.batches))
     number = next((i + 1 for i, n in enumerate(total) if n >= count), len(total))
-    return Samples(samples.batches[:number], None if samples.labels is None else samples.labels[:number])
+    labels = None if samples.labels is None else samples.labels[:number]
+    return replace(samples, batches=samples.batches[:number], labels=labels)

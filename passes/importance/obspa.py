@@ -15,11 +15,15 @@ import numpy as np
 
 from compiler.errors import SecateurWarning
 from passes.calibration.evidence import Evidence
+from passes.calibration.stepping import Stepper
 from passes.importance.activations import along
 from passes.importance.criterion import Criterion, Share, register_criterion
 from passes.reconstruction.layers import Layer, layer_of
 from passes.reconstruction.solve import Regression, chunks
-from passes.reconstruction.stepping import Stepper
+
+DAMPING = 1.0
+"""The ridge of the score, as a share of the mean of H's diagonal. Without it a unit costs nothing whose values follow
+from the others' on the samples at hand, few as they are, or mere noise."""
 
 _ROWS_PER_INPUT = 8
 _MIN_ROWS = 8192
@@ -40,15 +44,24 @@ class Obspa(Criterion):
             layer = layer_of(node)
             labels = None if layer is None else (layouts.get(layer.x) or [None] * 8)[layer.axis]
             if layer is not None and labels is not None:
-                costs = _costs(layer, network.before(node, layer.x), network.after(node), rng)
+                x, y = network.before(node, layer.x), network.after(node)
+                costs = _costs(layer, x, y, rng, centered=_takes_up_means(layer, evidence))
                 yield labels, np.broadcast_to(along(costs, layer.axis, labels.ndim), labels.shape)
 
 
-def _costs(layer: Layer, x: list[np.ndarray], y: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+def _takes_up_means(layer: Layer, evidence: Evidence) -> bool:
+    """True where a constant behind the layer makes up for a change of mean: a bias, or a BatchNormalization's mean."""
+    readers = [node for node, _ in evidence.direct.get(layer.node.outputs[0], [])]
+    return layer.bias is not None or (bool(readers) and all(node.op == "BatchNormalization" for node in readers))
+
+
+def _costs(
+    layer: Layer, x: list[np.ndarray], y: list[np.ndarray], rng: np.random.Generator, *, centered: bool
+) -> np.ndarray:
     """The cost of each position of the data's axis, [channels]. x, y: the layer's data and results, batch by batch."""
     weights = layer.matrices()
     blocks, inputs, _ = weights.shape
-    regression = Regression(blocks, inputs, 0, centered=layer.bias is not None)
+    regression = Regression(blocks, inputs, 0, centered=centered)
     wanted = max(_MIN_ROWS, _ROWS_PER_INPUT * inputs) // len(x) + 1
     for data, result in zip(x, y, strict=True):
         count = layer.row_count(result)
@@ -56,7 +69,7 @@ def _costs(layer: Layer, x: list[np.ndarray], y: list[np.ndarray], rng: np.rando
         for part in chunks(rows, blocks * inputs):
             regression.add(layer.inputs(data, part))
     size = _kernel(layer)
-    inverse = regression.inverse_blocks(size)
+    inverse = regression.inverse_blocks(size, DAMPING)
     if inverse is None:
         warnings.warn(
             f"{layer.node.describe()}: the second moments of its inputs have no Cholesky factor, damped as they may be "

@@ -19,12 +19,12 @@ import numpy as np
 from compiler.errors import SecateurWarning
 from compiler.ir import ArrayConstant, Graph, Node, SecateurError, Value
 from passes.calibration.samples import Samples, Shortage, warn_of_rank
+from passes.calibration.stepping import Stepper, moments
 from passes.coupling.groups import Groups
 from passes.coupling.transform import origins
 from passes.reconstruction.folded import maybe_folded
 from passes.reconstruction.layers import Layer, layer_of
 from passes.reconstruction.solve import Regression, chunks
-from passes.reconstruction.stepping import Stepper
 
 MENDS = ("none", "batchnorm", "layers")
 """What is mended: nothing; only the statistics of BatchNormalization, folded or not; or those and every layer."""
@@ -211,7 +211,7 @@ class _Mending:
         if rows is None or not constant or len(self._uses[mean]) > 1 or len(self._uses[variance]) > 1:
             self._result.left[node.name] = "its statistics are shared, or no constants"
             return
-        was, is_now = _moments(self._old.before(old, before)), _moments(self._new.before(node, x))
+        was, is_now = moments(self._old.before(old, before)), moments(self._new.before(node, x))
         if not (np.isfinite(was).all() and np.isfinite(is_now).all()):
             self._leave(node, "its inputs are not finite")
             return
@@ -234,7 +234,7 @@ class _Mending:
             return
         y = self._new.after(node)
         before = self._old.after(old)
-        was, is_now = _moments(before), _moments(y)
+        was, is_now = moments(before), moments(y)
         if sum(layer.row_count(a) for a in y) < _MIN_OBSERVATIONS:
             self._result.left[node.name] = "there are too few samples to tell its spread"
             return
@@ -266,13 +266,3 @@ def _difference(batches: list[np.ndarray], wanted: list[np.ndarray]) -> float:
     gap = sum(float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(batches, wanted, strict=True))
     norm = sum(float(np.square(b, dtype=np.float64).sum()) for b in wanted)
     return float(np.sqrt(gap / norm)) if norm > 0 else 0.0
-
-
-def _moments(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of each channel (axis 1)."""
-    count = sum(b.size // b.shape[1] for b in batches)
-    axes = tuple(a for a in range(batches[0].ndim) if a != 1)
-    mean = sum(b.sum(axes, dtype=np.float64) for b in batches) / count
-    shape = [-1 if a == 1 else 1 for a in range(batches[0].ndim)]
-    spread = sum(np.square(b - mean.reshape(shape)).sum(axes, dtype=np.float64) for b in batches) / count
-    return np.asarray(mean), np.asarray(spread)

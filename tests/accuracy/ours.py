@@ -67,7 +67,7 @@ def main(name: str) -> None:
         start = time.process_time()
         pruned = Pipeline([step]).run(graph, Context())
         seconds = time.process_time() - start
-        export(pruned, pruned_path(name, factor).with_suffix(".onnx"))
+        export(pruned, pruned_path(name, factor).with_suffix(".onnx"), overwrite=True)
         found[f"{factor:g}"] = {
             "reached": graph_cost(graph).macs / graph_cost(pruned).macs,
             "seconds": seconds,

@@ -90,7 +90,8 @@ def main() -> None:
         for stage in stages:
             ready = [task for task in stage if task.module != TUNING or _pruned(task.name)]
             run_all(ready, record, lambda task: LIMITS, workers=arguments.workers, told=told)
-    write_page({task: record.found[task] for stage in stages for task in stage if task in record.found})
+    found = {task: record.found[task] for stage in stages for task in stage if task in record.found}
+    write_page(found, "MNIST's images" if arguments.other else "white noise")
 
 
 def _pruned(name: str) -> bool:

@@ -95,5 +95,5 @@ def main(name: str) -> None:
     (FOLDER / "pruned").mkdir(parents=True, exist_ok=True)
     torch.save(net.state_dict(), path_of(network, seed, "pt"))
     graph = load(net, args=(torch.zeros(2, 1, 28, 28),), dynamic_shapes={"x": {0: "batch"}})
-    export(graph, path_of(network, seed, "onnx"))
+    export(graph, path_of(network, seed, "onnx"), overwrite=True)
     tell(accuracy=measured(net), params=sum(p.numel() for p in net.parameters()), macs=graph_cost(graph).macs)

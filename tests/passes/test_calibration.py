@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from compiler.ir import ArrayConstant, Graph, SecateurError
 from passes.calibration import Samples, calibration_samples, noise_samples
 from passes.calibration.running import observe
+from passes.calibration.stepping import Stepper
 from tests.networks import network
 
 OPEN = "(float[N,4] x, float[4,3] w) => (float[N,3] y) { y = MatMul(x, w) }"
@@ -201,3 +203,25 @@ def test_noise_stays_where_no_statistics_tell(change: tuple[str, str]) -> None:
     """The input divides, or an activation lies between, or BatchNormalization was folded."""
     stem = graph(STEM.replace(*change))
     np.testing.assert_array_equal(joined(calibration_samples(stem, "none")), joined(noise_samples(stem, 256)))
+
+
+def test_on_noise_each_normalization_has_the_moments_that_it_was_trained_to_make() -> None:
+    """Whatever reaches it: the mean of its result is its bias, the deviation its scale; behind a residual sum too."""
+    text = """(float[N,3,12,12] x, float[5,3,3,3] w, float[5] s, float[5] b, float[5] m, float[5] v, float[5,5,1,1] w2)
+        => (float[N,5,10,10] y) {
+        c = Conv(x, w) n = BatchNormalization(c, s, b, m, v) r = Relu(n) d = Conv(r, w2)
+        n2 = BatchNormalization(d, s, b, m, v) y = Add(n, n2) }"""
+    model = network(text)
+    scale, bias = (model.value(name).numpy().astype(np.float64) for name in "sb")
+    noise = noise_samples(model, 64)
+    observed = list(observe(model, [model.value("n"), model.value("n2")], noise))
+    stepper = Stepper(model, noise)
+    for name in ("n", "n2"):
+        value = model.value(name)
+        assert value.producer is not None
+        found = np.concatenate([o[value] for o in observed])
+        np.testing.assert_allclose(found.mean((0, 2, 3)), bias, atol=1e-3)
+        np.testing.assert_allclose(found.std((0, 2, 3)), np.abs(scale), rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(np.concatenate(stepper.after(value.producer)), found, rtol=1e-3, atol=1e-3)
+    data = next(iter(observe(model, [model.value("n")], replace(noise, noise=False))))[model.value("n")]
+    assert abs(data.mean((0, 2, 3)) - bias).max() > 0.05  # data meet the stored statistics
