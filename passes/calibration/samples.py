@@ -13,7 +13,6 @@ import numpy as np
 
 from compiler.errors import SecateurWarning
 from compiler.ir import Graph, SecateurError, Value
-from compiler.ir.execute import random_inputs
 from passes.calibration.files import read_arrays
 
 LABELS = "labels"
@@ -65,7 +64,9 @@ def calibration_samples(
     if isinstance(source, Samples):
         return source
     if isinstance(source, str) and source in NOISE:
-        return _noise(graph, source, limit, batch)
+        from passes.calibration.noise import noise_of
+
+        return noise_of(graph, source, limit, batch)
     arrays, lengths = _arrays(graph, source, limit, labels)
     answers = _labels(graph, arrays, labels)
     checked = {v.name: _checked(v, arrays) for v in graph.inputs}
@@ -99,43 +100,6 @@ def _labels(graph: Graph, arrays: Feeds, name: str) -> np.ndarray | None:
             hint="give finite numbers, one row a sample",
         )
     return found
-
-
-def _noise(graph: Graph, source: str, count: int, batch: int) -> Samples:
-    from passes.calibration.matching import match_statistics
-
-    plain = noise_samples(graph, count, batch=batch)
-    return plain if source == "noise" else match_statistics(graph, plain) or plain
-
-
-def noise_samples(graph: Graph, count: int, *, seed: int = 0, batch: int = BATCH) -> Samples:
-    """Noise in place of data: small integers, and normal noise of mean 0 and variance 1, smooth along space.
-
-    Along the axes after the second (height, width) the amplitude falls with the square of the frequency: neighbouring
-    pixels are alike, as in images, so that layers see inputs nearer to those that they were trained on.
-    """
-    rng = np.random.default_rng(seed)
-    made = []
-    for index in range(max(1, -(-count // _batch_of(graph, batch)))):
-        feeds = random_inputs(graph, seed + index, symbol=batch)
-        made.append({n: _smooth(a.shape, rng).astype(a.dtype) if _is_spatial(a) else a for n, a in feeds.items()})
-    return Samples(tuple(made), noise=True)
-
-
-def _is_spatial(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" and array.ndim >= 4
-
-
-def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Noise [samples, channels, space…], each sample of mean 0 and variance 1."""
-    axes = tuple(range(2, len(shape)))
-    grid = np.meshgrid(*(np.fft.fftfreq(shape[a]) for a in axes), indexing="ij")
-    frequency = np.sqrt(sum(np.square(g) for g in grid))
-    frequency.flat[0] = 1 / max(shape[2:])
-    noise = np.fft.ifftn(np.fft.fftn(rng.standard_normal(shape), axes=axes) / np.square(frequency), axes=axes).real
-    rest = tuple(range(1, len(shape)))
-    spread = noise.std(rest, keepdims=True)
-    return (noise - noise.mean(rest, keepdims=True)) / np.where(spread > 0, spread, 1.0)
 
 
 def _arrays(graph: Graph, source: Any, limit: int, labels: str) -> tuple[Feeds, dict[str, int]]:
@@ -218,7 +182,7 @@ def _checked(value: Value, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _batched(graph: Graph, arrays: Feeds, labels: np.ndarray | None, count: int, batch: int) -> Samples:
-    size = _batch_of(graph, batch)
+    size = batch_of(graph, batch)
     if count < size:
         if any(isinstance((v.shape or ("",))[0], int) for v in graph.inputs):
             raise _wrong(f"the model takes {size} samples at a time, and there are {count}", "give more")
@@ -232,7 +196,7 @@ def _batched(graph: Graph, arrays: Feeds, labels: np.ndarray | None, count: int,
     return Samples(batches, None if labels is None else tuple(np.asarray(labels)[cut] for cut in cuts))
 
 
-def _batch_of(graph: Graph, batch: int) -> int:
+def batch_of(graph: Graph, batch: int) -> int:
     """How many samples the model takes at a time."""
     fixed = [d for v in graph.inputs if v.shape and isinstance(d := v.shape[0], int)]
     return fixed[0] if fixed else batch
