@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
+DATA ?= data/fashion-mnist
 
-.PHONY: help demo test check format bench bench-size conformance coverage clean
+.PHONY: help demo test check format bench bench-size conformance coverage accuracy clean
 help:
 	@echo "make demo         compile, prune, run and measure the bundled model"
 	@echo "make test         run the tests"
@@ -16,6 +17,8 @@ help:
 	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
 	@echo "make coverage     groups, prunable share and certificate of the zoo's architectures, then the whole test"
 	@echo "                  on every model of torchvision beside Torch-Pruning (long; MODELS=resnet18,swin_t: a few)"
+	@echo "make accuracy     accuracy of four networks after pruning, every criterion, beside Torch-Pruning (hours);"
+	@echo "                  DATA=DIR of Fashion-MNIST's idx files, OTHER=DIR of MNIST's"
 	@echo "make clean        remove the virtual environment and what the demo made"
 
 $(BIN)/python:
@@ -67,6 +70,9 @@ conformance: $(VENV)/.installed-test
 coverage: $(VENV)/.installed-coverage
 	$(if $(MODELS),,$(BIN)/python -m tests.zoo.coverage)
 	$(BIN)/python -m tests.torchvision.coverage "$(MODELS)"
+
+accuracy: $(VENV)/.installed-coverage
+	$(BIN)/python -m tests.accuracy.study --data "$(DATA)" $(if $(OTHER),--other "$(OTHER)")
 
 clean:
 	rm -rf $(VENV) secateur-demo *.egg-info

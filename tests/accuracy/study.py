@@ -38,24 +38,33 @@ def state(module: str) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def tasks() -> tuple[list[Task], list[Task], list[Task]]:
-    """To train; to prune, seed by seed; to tune, the ratio of 2 first."""
+def stages() -> list[list[Task]]:
+    """What to run, each part when the one before it is done: training; seed by seed pruning, then tuning at a ratio
+    of 2; tuning at the other ratios."""
     from tests.accuracy import ours, peer
     from tests.accuracy.networks import NETWORKS
 
     states = {module: state(module) for module in _SOURCES}
-    cases = [(seed, network) for seed in SEEDS for network in NETWORKS]
-    names = [f"{network}/{seed}" for seed, network in cases]
-    pruning = [(OURS, f"{name}/{m}") for name in names for m in ours.METHODS]
-    pruning += [(PEER, f"{name}/{m}") for name in names for m in peer.METHODS]
-    pruning.sort(key=lambda p: p[1].split("/")[1])
-    factors = sorted(ours.RATIOS, key=lambda factor: factor != 2)
-    tuning = [f"{name}/{factor:g}" for factor in factors for _, name in pruning]
-    return (
-        [Task(TRAINING, name, states[TRAINING]) for name in names],
-        [Task(module, name, states[module]) for module, name in pruning],
-        [Task(TUNING, name, states[TUNING]) for name in tuning],
-    )
+
+    def task(module: str, *words: object) -> Task:
+        return Task(
+            module, "/".join(f"{word:g}" if isinstance(word, float) else str(word) for word in words), states[module]
+        )
+
+    methods = [*((OURS, name) for name in ours.METHODS), *((PEER, name) for name in peer.METHODS)]
+    parts = [[task(TRAINING, network, seed) for seed in SEEDS for network in NETWORKS]]
+    later = []
+    for seed in SEEDS:
+        parts.append([task(module, network, seed, name) for network in NETWORKS for module, name in methods])
+        tuning = [
+            (factor, task(TUNING, network, seed, name, factor))
+            for factor in ours.RATIOS
+            for network in NETWORKS
+            for _, name in methods
+        ]
+        parts.append([t for factor, t in tuning if factor == 2])
+        later.append([t for factor, t in tuning if factor != 2])
+    return parts + later
 
 
 def main() -> None:
@@ -70,7 +79,7 @@ def main() -> None:
         sys.exit("torch_pruning cannot be imported: `make accuracy` installs what this needs")
     for folder in filter(None, (arguments.data, arguments.other)):
         if not list(folder.glob("t10k-images*")):
-            sys.exit(f"error: no t10k-images*-idx3-ubyte[.gz] in {folder}")
+            sys.exit(f"error: no t10k-images*-idx3-ubyte[.gz] in {folder}; see examples/fashion_mnist/README.md for where to get them")
     from tests.accuracy import training
 
     os.environ[training.DATA] = str(arguments.data)
@@ -78,7 +87,7 @@ def main() -> None:
         os.environ[training.OTHER] = str(arguments.other)
     os.environ["OMP_NUM_THREADS"] = "1"
     record = Record(ROOT / "build" / "accuracy" / "study.jsonl")
-    stages = tasks()
+    parts = stages()
     start = time.monotonic()
 
     def told(task: Task, facts: Facts) -> None:
@@ -87,10 +96,10 @@ def main() -> None:
 
     if not arguments.so_far:
         preload(_SOURCES)
-        for stage in stages:
-            ready = [task for task in stage if task.module != TUNING or _pruned(task.name)]
+        for part in parts:
+            ready = [task for task in part if task.module != TUNING or _pruned(task.name)]
             run_all(ready, record, lambda task: LIMITS, workers=arguments.workers, told=told)
-    found = {task: record.found[task] for stage in stages for task in stage if task in record.found}
+    found = {task: record.found[task] for part in parts for task in part if task in record.found}
     write_page(found, "MNIST's images" if arguments.other else "white noise")
 
 
