@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.ir import Graph, Node, Value
 from passes.calibration.running import observe
-from passes.calibration.samples import Samples
+from passes.calibration.samples import Feeds, Samples, first
 
 _AFFINE = frozenset(
     {"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Identity", "Cast", "Transpose", "AveragePool"}
@@ -22,6 +22,8 @@ _AFFINE = frozenset(
 
 _CHANNELS = 64
 """Inputs with more are left alone: the statistics do not tell so many means and scales."""
+_SAMPLES = 128
+"""So many are looked at."""
 _RIDGE = 1e-3
 _ROUNDS = 500
 
@@ -37,8 +39,7 @@ def match_statistics(graph: Graph, samples: Samples) -> Samples | None:
         statistics = [v.numpy().astype(np.float64) for v in node.inputs[3:5] if v is not None and v.is_constant]
         if len(statistics) == 2 and node.inputs[0] is not None:
             mean, scale = _fit(graph, node.inputs[0], source, samples, *statistics)
-            batches = tuple(b | {source.name: _affine(b[source.name], mean, scale)} for b in samples.batches)
-            return replace(samples, batches=batches)
+            return replace(samples, batches=_changed(samples.batches, source, mean, scale).batches)
     return None
 
 
@@ -63,14 +64,15 @@ def _fit(
     graph: Graph, read: Value, source: Value, samples: Samples, mean: np.ndarray, variance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(mean, scale) of each channel of `source` for which the channels of `read` come near to mean and variance."""
-    feeds = samples.batches[0]
-    noise = feeds[source.name]
-    channels = noise.shape[1]
+    few = first(samples, _SAMPLES).batches
+    channels = few[0][source.name].shape[1]
     only = [np.where(np.arange(channels) == c, 1.0, 0.0) for c in range(channels)]
     zero = np.zeros(channels)
     trials = [(zero, zero), *((o, zero) for o in only), *((zero, o) for o in only)]
-    batches = [feeds | {source.name: _affine(noise, shift, scale)} for shift, scale in trials]
-    base, *found = (_channels(arrays[read]) for arrays in observe(graph, [read], Samples(tuple(batches))))
+    base, *found = (
+        np.concatenate([_channels(arrays[read]) for arrays in observe(graph, [read], changed)], 1)
+        for changed in (_changed(few, source, *trial) for trial in trials)
+    )
     constant, varied = (np.stack([f - base for f in part]) for part in (found[:channels], found[channels:]))
     spread = np.sqrt(np.maximum(variance, 1e-6 * variance.max(initial=1e-12)))
     means = constant.mean(2).T / spread[:, None]
@@ -80,6 +82,10 @@ def _fit(
     # Even a constant input is no constant after a convolution with padding.
     rest = np.maximum(variance - (base + np.tensordot(shift, constant, 1)).var(1), 0)
     return shift, np.sqrt(_nonnegative(varied.var(2).T / spread[:, None] ** 2, rest / spread**2))
+
+
+def _changed(batches: tuple[Feeds, ...], source: Value, shift: np.ndarray, scale: np.ndarray) -> Samples:
+    return Samples(tuple(b | {source.name: _affine(b[source.name], shift, scale)} for b in batches))
 
 
 def _affine(noise: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:

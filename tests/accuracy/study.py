@@ -70,7 +70,12 @@ def stages() -> list[list[Task]]:
 def main() -> None:
     """Parse the arguments, run what is missing, write the page."""
     parser = argparse.ArgumentParser(prog="python -m tests.accuracy.study", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of Fashion-MNIST's idx files, gzipped or not")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of idx files, gzipped or not, of github.com/zalandoresearch/fashion-mnist",
+    )
     parser.add_argument("--other", type=Path, help="folder of MNIST's test idx files; without it white noise is used")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time, one core each")
     parser.add_argument("--so-far", action="store_true", help="run nothing, write what was found")
@@ -79,7 +84,7 @@ def main() -> None:
         sys.exit("torch_pruning cannot be imported: `make accuracy` installs what this needs")
     for folder in filter(None, (arguments.data, arguments.other)):
         if not list(folder.glob("t10k-images*")):
-            sys.exit(f"error: no t10k-images*-idx3-ubyte[.gz] in {folder}; see examples/fashion_mnist/README.md for where to get them")
+            sys.exit(f"error: no t10k-images*-idx3-ubyte[.gz] in {folder}")
     from tests.accuracy import training
 
     os.environ[training.DATA] = str(arguments.data)

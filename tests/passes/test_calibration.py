@@ -183,7 +183,7 @@ def test_noise_is_matched_to_the_first_normalization() -> None:
     data = [{"x": (f["x"] * scale + shift).astype(np.float32)} for f in noise_samples(stem, 512, seed=5)]
     read = stem.nodes[-1].inputs[0]
     assert read is not None
-    seen = np.concatenate([found[read] for found in observe(stem, [read], data)])
+    seen = np.concatenate([found[read] for found in observe(stem, [read], Samples(tuple(data)))])
     stem.value("mean").data = ArrayConstant(seen.mean((0, 2, 3)))
     stem.value("var").data = ArrayConstant(seen.var((0, 2, 3)))
     found = joined(calibration_samples(stem, "none"))
@@ -192,7 +192,7 @@ def test_noise_is_matched_to_the_first_normalization() -> None:
     np.testing.assert_allclose(found.std((0, 2, 3)), given.std((0, 2, 3)), rtol=0.1)
     matched = np.concatenate([f[read] for f in observe(stem, [read], calibration_samples(stem, "none"))])
     np.testing.assert_allclose(matched.var((0, 2, 3)), stem.value("var").numpy(), rtol=0.25)
-    np.testing.assert_array_equal(joined(calibration_samples(stem, "noise")), joined(noise_samples(stem, 256)))
+    np.testing.assert_array_equal(joined(calibration_samples(stem, "noise")), joined(noise_samples(stem, 512)))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_noise_is_matched_to_the_first_normalization() -> None:
 def test_noise_stays_where_no_statistics_tell(change: tuple[str, str]) -> None:
     """The input divides, or an activation lies between, or BatchNormalization was folded."""
     stem = graph(STEM.replace(*change))
-    np.testing.assert_array_equal(joined(calibration_samples(stem, "none")), joined(noise_samples(stem, 256)))
+    np.testing.assert_array_equal(joined(calibration_samples(stem, "none")), joined(noise_samples(stem, 512)))
 
 
 def test_on_noise_each_normalization_has_the_moments_that_it_was_trained_to_make() -> None:

@@ -11,6 +11,7 @@ from passes import Groups, dependency_groups
 from passes.calibration import Evidence, calibration_samples
 from passes.coupling.groups import Group
 from passes.importance import AGGREGATES, criterion, unit_scores
+from passes.importance.obspa import DAMPING
 from tests.networks import network
 
 RESIDUAL = """(float[N,3,8,8] x, float[6,3,3,3] w1, float[6,1,3,3] wd, float[6,6,1,1] w2, float[4,6,3,3] w3,
@@ -133,7 +134,7 @@ def test_obspa_scores_what_the_best_mending_loses() -> None:
     losses = []
     for unit in range(7):
         rest = np.delete(b, unit, 1)
-        damping = 0.01 * np.square(b).sum(0).mean()
+        damping = DAMPING * np.square(b).sum(0).mean()
         start = np.delete(h, unit, 0)
         target = b @ h - rest @ start
         change = np.linalg.solve(rest.T @ rest + damping * np.eye(6), rest.T @ target)
