@@ -189,7 +189,7 @@ def test_noise_is_matched_to_the_first_normalization() -> None:
     found = joined(calibration_samples(stem, "none"))
     given = np.concatenate([f["x"] for f in data])
     np.testing.assert_allclose(found.mean((0, 2, 3)), given.mean((0, 2, 3)), atol=3)
-    np.testing.assert_allclose(found.std((0, 2, 3)), given.std((0, 2, 3)), rtol=0.1)
+    np.testing.assert_allclose(found.std((0, 2, 3)), given.std((0, 2, 3)), rtol=0.2)
     matched = np.concatenate([f[read] for f in observe(stem, [read], calibration_samples(stem, "none"))])
     np.testing.assert_allclose(matched.var((0, 2, 3)), stem.value("var").numpy(), rtol=0.25)
     np.testing.assert_array_equal(joined(calibration_samples(stem, "noise")), joined(noise_samples(stem, 512)))

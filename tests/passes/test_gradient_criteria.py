@@ -13,6 +13,7 @@ from compiler.frontends import load
 from compiler.ir import SecateurError
 from passes import Context, Groups, Pipeline, Prune, dependency_groups
 from passes.calibration import Evidence, calibration_samples
+from passes.calibration.gradients import Gradients
 from passes.calibration.losses import Loss
 from passes.importance import criterion, unit_scores
 
@@ -167,19 +168,19 @@ def test_grasp_and_crop(case: Case) -> None:
 
 def test_the_diagonal_of_the_hessian_is_that_of_a_linear_model() -> None:
     """Squared error of y = W x: the Hessian is E[x x'] for each output, and 2 / outputs."""
+    torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False)).eval()
     x, y = torch.randn(64, 4), torch.randn(64, 3)
     graph = Pipeline("simplify")(load(module, args=(x,)))
-    groups = dependency_groups(graph)
     name = graph.inputs[0].name
     samples = calibration_samples(graph, {name: x.numpy(), "labels": y.numpy()})
-    found = Evidence(groups, samples, loss="mse").gradients.hessian_diagonal
+    estimates = [Gradients(graph, samples, "mse", seed=seed).hessian_diagonal for seed in range(60)]
+    found = {v: np.mean([e[v] for e in estimates], 0) for v in estimates[0]}
     hidden = module[0](x).detach()
     wanted = 2 / 3 * hidden.square().mean(0).numpy()
     last = next(a for v, a in found.items() if sorted(a.shape) == [3, 5])
     rows = last if last.shape == (3, 5) else last.T
-    np.testing.assert_allclose(rows.mean(0), wanted, rtol=1.0)
-    assert np.corrcoef(rows.mean(0), wanted)[0, 1] > 0.5
+    np.testing.assert_allclose(rows.mean(0), wanted, rtol=0.25)
 
 
 def test_synflow_needs_no_data(case: Case) -> None:
