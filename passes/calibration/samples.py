@@ -21,6 +21,9 @@ LABELS = "labels"
 NOISE = ("none", "noise")
 """Sources of samples that need no data."""
 
+_DRIFT = 0.15
+"""Above this samples are called unlike the training data."""
+
 BATCH = 32
 """Samples a batch, where the model leaves it open."""
 
@@ -224,6 +227,24 @@ def warn_of_rank(short: list[Shortage], layers: int) -> None:
         warnings.warn(
             f"too few samples for {len(short)} of {layers} layers, whose inputs have at most that rank: "
             f"{'; '.join(map(str, worst[:3]))}{more}. Damping decides the rest; give more samples.",
+            SecateurWarning,
+            stacklevel=3,
+        )
+
+
+def warn_of_drift(drifts: list[float]) -> None:
+    """Tell the user that the samples are unlike what the network was trained on.
+
+    drifts: for each BatchNormalization how far the mean of its inputs lies from the one that it stores, in standard
+    deviations that it stores, the median over channels. Measured: 8 samples of the training's kind 0.06 or less, one
+    sample 0.2, MNIST through networks trained on Fashion-MNIST 0.2 to 0.3, pixels that are not normalised 4 to 30.
+    """
+    mean = sum(drifts) / max(1, len(drifts))
+    if mean > _DRIFT:
+        warnings.warn(
+            f"the samples are unlike the training data, or very few: the inputs of BatchNormalization lie {mean:.2g} "
+            "standard deviations from the stored means. Are they scaled and ordered as in training? Without data of "
+            "that kind, noise (calibration 'none') may serve better.",
             SecateurWarning,
             stacklevel=3,
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from compiler.errors import SecateurWarning
 from compiler.ir import ArrayConstant, Graph, Node, SecateurError, Value
-from passes.calibration.samples import Samples, Shortage, warn_of_rank
+from passes.calibration.samples import Samples, Shortage, warn_of_drift, warn_of_rank
 from passes.calibration.stepping import Stepper, moments
 from passes.coupling.groups import Groups
 from passes.coupling.transform import origins
@@ -96,6 +96,8 @@ def mend(
             work.correction(node)
     progress(len(nodes), len(nodes))
     warn_of_rank(work.short, work.layers)
+    if not samples.noise:
+        warn_of_drift(work.drifts)
     return result
 
 
@@ -114,6 +116,7 @@ class _Mending:
         self._samples = samples
         self.short: list[Shortage] = []
         self.layers = 0
+        self.drifts: list[float] = []
         self._rng = rng
 
     def layer(self, node: Node) -> None:
@@ -218,6 +221,7 @@ class _Mending:
         m0, v0 = was[0][rows], was[1][rows]
         epsilon = float(node.attribute("epsilon", 1e-5))
         mu, spread = np.asarray(mean.numpy(), np.float64), np.asarray(variance.numpy(), np.float64) + epsilon
+        self.drifts.append(float(np.median(np.abs(m0 - mu) / np.sqrt(spread))) if len(mu) else 0.0)
         ratio = np.where((v0 > 1e-12) & (is_now[1] > 1e-12), is_now[1] / np.maximum(v0, 1e-12), 1.0)
         shifted = is_now[0] - (m0 - mu) * np.sqrt(ratio)
         mean.data = ArrayConstant(shifted.astype(mean.numpy().dtype))

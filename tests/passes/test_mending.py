@@ -237,6 +237,17 @@ def test_too_few_samples_are_warned_of() -> None:
 MODEL = Path("examples/fashion_mnist/fashion_cnn.onnx")
 
 
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, False), (255 * 0.353, True)])
+def test_data_unlike_the_training_data_are_warned_of(scale: float, warned: bool) -> None:
+    graph = Pipeline("simplify")(load(MODEL))
+    samples = calibration_samples(graph, preprocess(load_test_images()[0][:64]) * scale)
+    prune = Prune(ratio=0.3, calibration=samples, mend="batchnorm")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        prune(graph, Context())
+    assert [str(w.message)[:11] for w in found if "unlike" in str(w.message)] == ["the samples"] * warned
+
+
 def test_obspa_keeps_the_accuracy_of_the_bundled_model() -> None:
     graph = Pipeline("simplify")(load(MODEL))
     images, labels = load_test_images()
