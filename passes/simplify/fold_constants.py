@@ -59,6 +59,7 @@ class FoldConstants(RewritePass):
 def fold_constants(graph: Graph, max_bytes: int = 2**30, weights: bool = True) -> int:
     """Edit in place; returns the number of nodes folded or given a constant target."""
     shapes, names, ties = ShapeValues(), Names(graph), Ties(graph)
+    cuts = _Cuts(graph)
 
     def rule(node: Node) -> dict[Value, Value] | None:
         same = unchanged(node) if len(node.outputs) == 1 else None
@@ -67,7 +68,7 @@ def fold_constants(graph: Graph, max_bytes: int = 2**30, weights: bool = True) -
         if (known := ties.same(node)) is not None:
             return {node.outputs[0]: known}
         arrays = _known_result(node, shapes)
-        if arrays is None and not ties.keep(node) and (weights or not _uses_up(node)):
+        if arrays is None and not ties.keep(node) and (weights or not _uses_up(node, cuts)):
             arrays = _evaluate(node, graph.opset, max_bytes)
         if arrays is not None:
             found = {v: Value(v.name, data=a) for v, a in zip(node.outputs, arrays, strict=True)}
@@ -78,7 +79,40 @@ def fold_constants(graph: Graph, max_bytes: int = 2**30, weights: bool = True) -
     return sweep(graph, rule)
 
 
-def _uses_up(node: Node) -> bool:
+class _Cuts:
+    """Which constants are cut by Slice nodes into parts that have every element once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._slices: dict[Value, list[Node]] | None = None
+        self._known: dict[Value, bool] = {}
+
+    def whole(self, constant: Value) -> bool:
+        """True where the parts together give the constant back."""
+        if self._slices is None:
+            self._slices = {}
+            for node in self._graph.nodes:
+                if node.op == "Slice" and node.inputs[0] is not None and node.inputs[0].is_constant:
+                    self._slices.setdefault(node.inputs[0], []).append(node)
+        if constant not in self._known:
+            self._known[constant] = self._covered(constant, self._slices.get(constant, []))
+        return self._known[constant]
+
+    def _covered(self, constant: Value, slices: list[Node]) -> bool:
+        shape = constant.static_shape or ()
+        places = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+        taken = np.zeros(places.size, np.int64)
+        for node in slices:
+            copy = Node(node.op, [Value("places", data=places), *node.inputs[1:]], [Value("part")], node.attributes)
+            constant_bounds = all(v is None or v.is_constant for v in node.inputs[1:])
+            part = _run_reference(copy, self._graph.opset) if constant_bounds else None
+            if part is None:
+                return False
+            taken[part[0].ravel()] += 1
+        return bool((taken == 1).all())
+
+
+def _uses_up(node: Node, cuts: _Cuts) -> bool:
     """True for a node whose operands are weights that its result does not give back."""
     if not any(v is not None and is_parameter(v) and v.data is not None and v.data.size > 1 for v in node.inputs):
         return False
@@ -86,6 +120,8 @@ def _uses_up(node: Node) -> bool:
     if node.op == "Gather" and table is not None and places is not None and places.is_constant and table.shape:
         axis = node.attribute("axis", 0) % len(table.shape)
         return len(np.unique(places.numpy() % table.shape[axis])) < table.shape[axis]
+    if node.op == "Slice" and table is not None:
+        return not cuts.whole(table)
     return node.op not in _MOVING
 
 

@@ -24,6 +24,7 @@ SAMPLE = {
     "bert.bert": "positions picked from a table",
     "detr.detr": "queries that are weights, projected by weights",
     "gpt.gpt2": "an embedding tied to the output",
+    "llama.llama": "tables of angles that layers share, cut to the tokens at hand",
     "mobilenet.v3": "plain layers",
     "swin.swin": "a table of relative positions, and a mask",
     "table_structure.tableformer": "a packed projection split in two",
