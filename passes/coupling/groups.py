@@ -83,6 +83,8 @@ class Group:
     def constraints(self) -> str:
         """In words, each after a comma."""
         balanced = f", balanced in {self.balanced} blocks" if self.balanced > 1 else ""
+        if max(self.step, default=1) > 1:
+            balanced += f", removed {sum(self.step)} at a time"
         return balanced + (f", of which {self.minimum * sum(self.step)} must stay" if self.minimum else "")
 
 

@@ -85,13 +85,14 @@ def summary(findings: Findings, networks: Iterable[str]) -> str:
     text = "\n## OBSPA beside l1, at 2 × without fine-tuning\n\n"
     text += "Points of accuracy lost, on the mean over seeds; in brackets the share of what l1 loses.\n\n"
     text += "| network | trained | l1 | OBSPA, data | OBSPA, no data | longest, s |\n|---|---:|---:|---:|---:|---:|\n"
+    names = ("l1", "OBSPA, data", "OBSPA, no data")
     for network in networks:
-        whole = [f["accuracy"] for f in findings.trained(network)]
-        names = ("l1", "OBSPA, data", "OBSPA, no data")
         left = [findings.pruned(network, name, 2, "accuracy") for name in names]
-        if not whole or not all(left):
+        count = min(map(len, left))
+        whole = [f["accuracy"] for f in findings.trained(network)][:count]
+        if not whole:
             continue
-        lost = [statistics.fmean(whole) - statistics.fmean(values) for values in left]
+        lost = [statistics.fmean(whole) - statistics.fmean(values[:count]) for values in left]
         shares = [f" ({x / lost[0]:.2f})" if lost[0] > 0 else "" for x in lost[1:]]
         seconds = max(s for name in names[1:] for s in findings.pruned(network, name, 2, "seconds"))
         cells = [f"{100 * x:.1f}{share}" for x, share in zip(lost, ["", *shares], strict=True)]
@@ -118,8 +119,8 @@ def table(findings: Findings, network: str, methods: Iterable[str], factors: Seq
     return text
 
 
-def write_page(found: Mapping[Task, Facts], other: str) -> None:
-    """Write the page; other: what the other data are."""
+def write_page(found: Mapping[Task, Facts], other: str, total: int) -> None:
+    """Write the page; other: what the other data are; total: how many tasks the whole study has."""
     from tests.accuracy import ours, peer, training, tuning
     from tests.accuracy.networks import NETWORKS
 
@@ -132,6 +133,8 @@ def write_page(found: Mapping[Task, Facts], other: str) -> None:
         tuning=tuning.IMAGES,
         other=other,
     )
+    if len(found) < total:
+        text += f"\nThe study is not finished: {len(found):,} of {total:,} trainings, prunings and epochs are in these tables.\n"
     text += summary(findings, NETWORKS)
     text += "".join(table(findings, network, methods, ours.RATIOS) for network in NETWORKS)
     failed = findings.errors(NETWORKS, methods)

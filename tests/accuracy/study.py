@@ -105,7 +105,7 @@ def main() -> None:
             ready = [task for task in part if task.module != TUNING or _pruned(task.name)]
             run_all(ready, record, lambda task: LIMITS, workers=arguments.workers, told=told)
     found = {task: record.found[task] for part in parts for task in part if task in record.found}
-    write_page(found, "MNIST's images" if arguments.other else "white noise")
+    write_page(found, "MNIST's images" if arguments.other else "white noise", sum(map(len, parts)))
 
 
 def _pruned(name: str) -> bool:
