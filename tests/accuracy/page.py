@@ -134,7 +134,7 @@ def write_page(found: Mapping[Task, Facts], other: str, total: int) -> None:
         other=other,
     )
     if len(found) < total:
-        text += f"\nThe study is not finished: {len(found):,} of {total:,} trainings, prunings and epochs are in these tables.\n"
+        text += f"\nThe study is not finished: {len(found):,} of {total:,} trainings, prunings and epochs are here.\n"
     text += summary(findings, NETWORKS)
     text += "".join(table(findings, network, methods, ours.RATIOS) for network in NETWORKS)
     failed = findings.errors(NETWORKS, methods)
