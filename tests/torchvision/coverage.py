@@ -37,11 +37,12 @@ Torch-Pruning prunes the same models, with the same inputs, in the same run: hal
 outputs keep their shapes; neither a ratio, nor a certificate, nor global scope, nor an export is asked of it.
 
 Inputs are as small as each architecture allows. Each test is a process of its own on one core, with a limit of
-{seconds:g} s of processor time and {gigabytes:g} GiB ({longer:g} s and {large:g} GiB for models of more than 2 GB). The exporter
-is torch's TorchScript exporter, or torch.export and our torch frontend where the former fails, leaves lists of tensors,
-or meets more than 2 GB; detectors are exported whole, with NonMaxSuppression, and those of one stage are certified on
-the scores and boxes that it chooses from. torchvision's compiled part is not used. "s" are the seconds of processor
-time of grouping and one local pruning for us, and of building the dependency graph and pruning for Torch-Pruning.
+{seconds:g} s of processor time and {gigabytes:g} GiB ({longer:g} s and {large:g} GiB for models of more than 2 GB).
+The exporter is torch's TorchScript exporter, or torch.export and our torch frontend where the former fails, leaves
+lists of tensors, or meets more than 2 GB; detectors are exported whole, with NonMaxSuppression, and those of one
+stage are certified on the scores and boxes that it chooses from. torchvision's compiled part is not used. "s" are
+the seconds of processor time of grouping and one local pruning for us, and of building the dependency graph and
+pruning for Torch-Pruning.
 """
 
 
