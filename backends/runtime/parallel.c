@@ -2,22 +2,25 @@
 
    Kernels reach it through the pointer variable __TVMBackendParallelLaunch. The pool in effect belongs to the
    calling thread: secateur_run enters the caller's pool and leaves it again. Without one, or with one thread,
-   a parallel loop runs inline. A loop is cut into a fixed number of tasks, which threads claim as they come, the
-   caller among them: a thread that wakes late delays nobody, and results do not depend on who did what.
-   Workers stay awake, yielding to others, from secateur_run's start to a tenth of a millisecond after its end. */
+   a parallel loop runs inline. A loop is cut into a fixed number of tasks. Each thread begins with its own share of
+   neighbouring tasks, the same part of every loop, so that it finds in its cache what it wrote; one that is done
+   takes from the others' shares: a thread that wakes late delays nobody, and results do not depend on who did what.
+   Workers stay awake from secateur_run's start to a tenth of a millisecond after its end. */
 
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "parallel.h"
 
 enum {
-  SPIN = 1000,   /* pauses before the processor is offered to others */
-  LINGER = 5000, /* pauses after a run before a worker sleeps: about 0.1 ms */
-  TASKS_PER_THREAD = 4
+  POLITE = 5000, /* pauses, about 0.1 ms, between offers of the processor to others */
+  LINGER = 5000, /* pauses before a thread that waits for a run, or for the end of a loop, sleeps */
+  TASKS_PER_THREAD = 8,
+  LINE = 64 /* bytes of a cache line */
 };
 
 typedef struct {
@@ -27,23 +30,36 @@ typedef struct {
 
 typedef int (*parallel_lambda)(int task, parallel_env *env, void *data);
 
+/* The tasks of the loop in progress that are nobody's yet in one thread's share: the loop's number in the high
+   half, then the end and the next task. A claim is one compare-and-swap. It succeeds only while the loop has a task
+   left, so that what was read of the loop before it belongs to the same loop. */
+typedef struct {
+  _Alignas(LINE) _Atomic uint64_t state;
+} task_share;
+
 struct secateur_pool {
   int32_t threads;
   pthread_t *workers;
+  struct worker *arguments;
+  task_share *shares;
   pthread_mutex_t lock;
   pthread_cond_t wake;
   pthread_cond_t done;
   atomic_int waiting; /* the caller waits on `done` */
   atomic_int active;  /* a run is in progress: workers do not sleep */
   atomic_int stop;
-  /* The loop in progress. `state` is its number in the high half and the next task to claim in the low half: a
-     claim is one compare-and-swap, which fails if the loop is no longer the one that the fields were read from. */
-  _Atomic uint64_t state;
+  /* The loop in progress; its number changes when it can be worked on. */
+  _Alignas(LINE) _Atomic uint32_t number;
   _Atomic(parallel_lambda) lambda;
   _Atomic(void *) data;
   atomic_int tasks;
-  atomic_int finished;
+  _Alignas(LINE) atomic_int finished;
   atomic_int failed;
+};
+
+struct worker {
+  secateur_pool *pool;
+  int32_t index;
 };
 
 static _Thread_local secateur_pool *current;
@@ -56,21 +72,16 @@ static void pause_briefly(void) {
 #endif
 }
 
-/* Claim and run tasks until none is left; returns the state that had none. */
-static uint64_t take_tasks(secateur_pool *pool) {
-  uint64_t state = atomic_load(&pool->state);
+/* Claim and run tasks of one share until none is left. */
+static void take_share(secateur_pool *pool, task_share *share) {
+  uint64_t state = atomic_load(&share->state);
   for (;;) {
-    int32_t task = (int32_t)(uint32_t)state;
+    int32_t task = (int32_t)(state & 0xffff), end = (int32_t)(state >> 16 & 0xffff);
+    if (task >= end) return;
     int32_t tasks = atomic_load(&pool->tasks);
     parallel_lambda lambda = atomic_load(&pool->lambda);
     void *data = atomic_load(&pool->data);
-    if (task >= tasks) {
-      uint64_t now = atomic_load(&pool->state);
-      if (now == state) return state;
-      state = now;
-      continue;
-    }
-    if (!atomic_compare_exchange_strong(&pool->state, &state, state + 1)) continue;
+    if (!atomic_compare_exchange_weak(&share->state, &state, state + 1)) continue;
     parallel_env env = {0, tasks};
     if (lambda(task, &env, data) != 0) atomic_store(&pool->failed, 1);
     if (atomic_fetch_add(&pool->finished, 1) == tasks - 1 && atomic_load(&pool->waiting)) {
@@ -78,22 +89,29 @@ static uint64_t take_tasks(secateur_pool *pool) {
       pthread_cond_signal(&pool->done);
       pthread_mutex_unlock(&pool->lock);
     }
-    state = atomic_load(&pool->state);
+    state = atomic_load(&share->state);
   }
 }
 
+/* What is left to do, thread `index`'s own share first. */
+static void take_tasks(secateur_pool *pool, int32_t index) {
+  for (int32_t i = 0; i < pool->threads; ++i) take_share(pool, &pool->shares[(index + i) % pool->threads]);
+}
+
 static void *work(void *argument) {
-  secateur_pool *pool = argument;
+  secateur_pool *pool = ((struct worker *)argument)->pool;
+  int32_t index = ((struct worker *)argument)->index;
   for (;;) {
-    uint64_t seen = take_tasks(pool);
-    for (int turn = 1, idle = 0; atomic_load(&pool->state) == seen && idle < LINGER; ++turn) {
+    uint32_t seen = atomic_load(&pool->number);
+    take_tasks(pool, index);
+    for (int turn = 1, idle = 0; atomic_load(&pool->number) == seen && idle < LINGER; ++turn) {
       idle = atomic_load(&pool->active) ? 0 : idle + 1;
       pause_briefly();
-      if (turn % SPIN == 0) sched_yield();
+      if (turn % POLITE == 0) sched_yield();
     }
-    if (atomic_load(&pool->state) == seen) {
+    if (atomic_load(&pool->number) == seen) {
       pthread_mutex_lock(&pool->lock);
-      while (atomic_load(&pool->state) == seen && !atomic_load(&pool->active) && !atomic_load(&pool->stop))
+      while (atomic_load(&pool->number) == seen && !atomic_load(&pool->active) && !atomic_load(&pool->stop))
         pthread_cond_wait(&pool->wake, &pool->lock);
       pthread_mutex_unlock(&pool->lock);
     }
@@ -111,15 +129,19 @@ static int launch(parallel_lambda lambda, void *data, int tasks) {
   }
   current = 0; /* a loop inside a loop runs inline */
   int32_t count = tasks > 0 ? tasks : pool->threads * TASKS_PER_THREAD;
-  uint64_t number = (atomic_load(&pool->state) >> 32) + 1;
+  uint32_t number = atomic_load(&pool->number) + 1;
   atomic_store(&pool->tasks, count);
   atomic_store(&pool->lambda, lambda);
   atomic_store(&pool->data, data);
   atomic_store(&pool->failed, 0);
   atomic_store(&pool->finished, 0);
-  atomic_store(&pool->state, number << 32); /* last: whoever sees the new state sees the new fields */
-  take_tasks(pool);
-  for (int i = 0; i < SPIN && atomic_load(&pool->finished) < count; ++i) pause_briefly();
+  for (int32_t i = 0; i < pool->threads; ++i) { /* after the above: whoever sees a share sees its loop */
+    uint64_t begin = (uint64_t)count * i / pool->threads, end = (uint64_t)count * (i + 1) / pool->threads;
+    atomic_store(&pool->shares[i].state, (uint64_t)number << 32 | end << 16 | begin);
+  }
+  atomic_store(&pool->number, number);
+  take_tasks(pool, 0);
+  for (int i = 0; i < LINGER && atomic_load(&pool->finished) < count; ++i) pause_briefly();
   if (atomic_load(&pool->finished) < count) {
     pthread_mutex_lock(&pool->lock);
     atomic_store(&pool->waiting, 1);
@@ -155,6 +177,18 @@ secateur_pool *secateur_pool_enter(secateur_pool *pool) {
   return previous;
 }
 
+static void *aligned_zeros(size_t bytes) {
+  void *memory = aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
+  return memory ? memset(memory, 0, bytes) : 0;
+}
+
+static void release(secateur_pool *pool) {
+  free(pool->workers);
+  free(pool->arguments);
+  free(pool->shares);
+  free(pool);
+}
+
 static void stop_workers(secateur_pool *pool, int32_t started) {
   pthread_mutex_lock(&pool->lock);
   atomic_store(&pool->stop, 1);
@@ -164,26 +198,27 @@ static void stop_workers(secateur_pool *pool, int32_t started) {
   pthread_cond_destroy(&pool->done);
   pthread_cond_destroy(&pool->wake);
   pthread_mutex_destroy(&pool->lock);
-  free(pool->workers);
-  free(pool);
+  release(pool);
 }
 
 secateur_pool *secateur_pool_create(int32_t threads) {
-  if (threads < 1) return 0;
-  secateur_pool *pool = calloc(1, sizeof *pool);
-  pthread_t *workers = calloc((size_t)threads, sizeof *workers);
-  if (!pool || !workers) {
-    free(pool);
-    free(workers);
+  if (threads < 1 || threads > 0xffff / TASKS_PER_THREAD) return 0;
+  secateur_pool *pool = aligned_zeros(sizeof *pool);
+  if (!pool) return 0;
+  pool->threads = threads;
+  pool->workers = calloc((size_t)threads, sizeof *pool->workers);
+  pool->arguments = calloc((size_t)threads, sizeof *pool->arguments);
+  pool->shares = aligned_zeros((size_t)threads * sizeof *pool->shares);
+  if (!pool->workers || !pool->arguments || !pool->shares) {
+    release(pool);
     return 0;
   }
-  pool->threads = threads;
-  pool->workers = workers;
   pthread_mutex_init(&pool->lock, 0);
   pthread_cond_init(&pool->wake, 0);
   pthread_cond_init(&pool->done, 0);
   for (int32_t i = 0; i < threads - 1; ++i) {
-    if (pthread_create(&workers[i], 0, work, pool) != 0) {
+    pool->arguments[i] = (struct worker){pool, i + 1};
+    if (pthread_create(&pool->workers[i], 0, work, &pool->arguments[i]) != 0) {
       stop_workers(pool, i);
       return 0;
     }

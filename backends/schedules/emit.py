@@ -23,6 +23,11 @@ Index: TypeAlias = int | Expr
 
 #: Elements in a cache line.
 LINE = 16
+#: Equal shares of a parallel loop. A thread takes neighbouring ones, however few or many iterations there are: with
+#: as many shares as iterations, nine iterations for sixteen tasks would be eight for one thread and one for another.
+_SHARES = 64
+#: Iterations that can be counted in shares without overflow.
+_MOST_SHARED = 2**31 // _SHARES - 1
 
 
 class Array:
@@ -127,12 +132,21 @@ class Emitter:
         if isinstance(extent, int) and extent == 1:
             yield tirx.IntImm("int32", 0)
             return
+        if parallel and self.parallel and not (isinstance(extent, int) and extent > _MOST_SHARED):
+            with self._for(_SHARES, tirx.ForKind.PARALLEL) as share:
+                first = self.let(tirx.truncdiv(share * extent, _SHARES))
+                with self._for(self.let(tirx.truncdiv((share + 1) * extent, _SHARES) - first)) as i:
+                    yield self.let(first + i)
+            return
+        with self._for(extent, tirx.ForKind.PARALLEL if parallel and self.parallel else tirx.ForKind.SERIAL) as i:
+            yield i
+
+    @contextmanager
+    def _for(self, extent: Index, kind: int = tirx.ForKind.SERIAL) -> Iterator[Expr]:
         var = tirx.Var(self._name("i"), "int32")
         self._blocks.append([])
         yield var
-        body = _sequence(self._blocks.pop())
-        kind = tirx.ForKind.PARALLEL if parallel and self.parallel else tirx.ForKind.SERIAL
-        self.add(tirx.For(var, _int(0), _int(extent), kind, body))
+        self.add(tirx.For(var, _int(0), _int(extent), kind, _sequence(self._blocks.pop())))
 
     @contextmanager
     def when(self, condition: Expr | bool) -> Iterator[None]:

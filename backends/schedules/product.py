@@ -19,7 +19,7 @@ from backends.schedules.microkernel import Operands, Plan, microkernel, plan
 from backends.target import Target
 
 #: Independent pieces of work that a parallel kernel offers at least, where the layer has so many.
-GRAINS = 8
+GRAINS = 16
 
 
 @dataclass(frozen=True)
