@@ -97,7 +97,7 @@ def _manifest(program: Program, memory: MemoryPlan, target: Target) -> dict[str,
         return [{"name": b.name, "dtype": str(b.dtype), "shape": list(b.shape)} for b in buffers]
 
     layers = [
-        {"nodes": list(s.nodes), "op": s.op, "kernel": s.symbol, "schedule": s.schedule, "macs": s.macs}
+        {"nodes": list(s.nodes), "op": s.op, "kernel": s.symbol, "schedule": s.schedule, "macs": s.macs, **s.details}
         for s in program.steps
     ]
     return {

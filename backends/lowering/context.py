@@ -134,9 +134,17 @@ class Lowering:
         self._append(symbol, args, tuple(range(first, len(args))), in_place, body.__name__.strip("_"), macs)
 
     def schedule(
-        self, kernel: Kernel, activations: Mapping[str, Buffer], packed: Mapping[str, np.ndarray], family: str
+        self,
+        kernel: Kernel,
+        activations: Mapping[str, Buffer],
+        packed: Mapping[str, np.ndarray],
+        family: str,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Call a kernel of `backends.schedules`: activations by role, packed constants by role."""
+        """Call a kernel of `backends.schedules`: activations by role, packed constants by role.
+
+        details: what reports tell about the choice of the schedule.
+        """
         self._kernels.setdefault(kernel.symbol, kernel.func)
         args = []
         for role in kernel.params:
@@ -147,7 +155,7 @@ class Lowering:
             else:
                 args.append(self.constant(packed[role], role))
         writes = tuple(i for i, role in enumerate(kernel.params) if role in ("y", "workspace"))
-        self._append(kernel.symbol, args, writes, (), family, kernel.macs)
+        self._append(kernel.symbol, args, writes, (), family, kernel.macs, details)
 
     def finish(self) -> Program:
         """The program, with every graph output in a buffer of its own."""
@@ -176,13 +184,14 @@ class Lowering:
         in_place: tuple[int, ...],
         schedule: str,
         macs: int,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         nodes: tuple[str, ...] = ()
         op = ""
         if self._node is not None:
             nodes = tuple(self._node.attribute("nodes", [self._node.name]))
             op = self._node.op
-        self._steps.append(Step(symbol, args, writes, in_place, nodes, op, schedule, macs))
+        self._steps.append(Step(symbol, args, writes, in_place, nodes, op, schedule, macs, dict(details or {})))
 
     def _symbol(self, family: str, spec: Any) -> str:
         text = repr((spec, dataclasses.replace(self.target, threads=1), self.parallel))

@@ -15,12 +15,12 @@ from backends.lowering.elementwise import contiguous, flat_index, nest
 from backends.lowering.expressions import const
 from backends.lowering.layout import shape_of
 from backends.lowering.rules import lowering
-from backends.schedules.conv import conv2d
 from backends.schedules.conv_transpose import conv_transpose2d
 from backends.schedules.emit import Array, Emitter, Expr
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel
 from backends.schedules.specs import ConvSpec, ConvTransposeSpec
+from backends.selection import Choice, choose_conv
 from compiler.ir.graph import Node
 
 
@@ -74,7 +74,11 @@ def _conv(node: Node, lower: Lowering) -> None:
         n, c, height, width = planar_shape(x)
         spec = ConvSpec(n, c, height, width, w[0], *planar_window(window), groups, epilogue)
         if (spec.out_height, spec.out_width) == planar_shape(y)[2:]:
-            _scheduled(node, lower, conv2d(spec, lower.target, lower.parallel), "conv2d")
+            weights = node.input(1)
+            assert weights is not None
+            choice = choose_conv(spec, weights.numpy(), lower.target)
+            kernel = choice.chosen.make(lower.target, lower.parallel)
+            _scheduled(node, lower, kernel, f"{choice.chosen.schedule}_conv2d", choice)
             return
     reads = [lower.buffer(v) for v in node.inputs if v is not None]
     direct = DirectConvSpec(x, w, y, window, groups, epilogue)
@@ -130,7 +134,7 @@ def planar_window(
     return pair(window.kernel), pair(window.strides), (top, left, bottom, right), pair(window.dilations)
 
 
-def _scheduled(node: Node, lower: Lowering, kernel: Kernel, family: str) -> None:
+def _scheduled(node: Node, lower: Lowering, kernel: Kernel, family: str, choice: Choice | None = None) -> None:
     epilogue = node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)
     weight, bias = node.input(1), node.input(2) if epilogue.bias else None
     assert weight is not None
@@ -138,7 +142,7 @@ def _scheduled(node: Node, lower: Lowering, kernel: Kernel, family: str) -> None
     activations = {"x": lower.buffer(node.input(0)), "y": lower.result(node.outputs[0])}
     if epilogue.residual:
         activations["residual"] = lower.buffer(node.inputs[-1])
-    lower.schedule(kernel, activations, packed, family)
+    lower.schedule(kernel, activations, packed, family, {} if choice is None else choice.describe())
 
 
 def _transposed_window(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tvm
@@ -54,7 +54,7 @@ class Step:
 
     args: a buffer per pointer parameter; `writes` are the positions that are written. in_place: positions
     that the kernel reads at exactly the index that it writes next, so that they may share memory with the
-    output. nodes, op, schedule, macs: what reports tell about it.
+    output. nodes, op, schedule, macs, details: what reports tell about it.
     """
 
     symbol: str
@@ -65,6 +65,7 @@ class Step:
     op: str = ""
     schedule: str = ""
     macs: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reads(self) -> tuple[int, ...]:

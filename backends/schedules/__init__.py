@@ -1,4 +1,4 @@
-"""Schedules: dense CPU kernels as flat TIR, one operator family a file, parametrised by `Target`.
+"""Schedules: CPU kernels as flat TIR, dense and sparse, one operator family a file, parametrised by `Target`.
 
 Every factory takes (spec, target, parallel=False) and returns a `Kernel`; `codegen.object_code` turns a module of
 their functions into an object file.
@@ -12,6 +12,7 @@ from backends.schedules.epilogue import ACTIVATIONS, Epilogue, activate, erf, ex
 from backends.schedules.kernel import ALIGNMENT, Kernel
 from backends.schedules.matmul import matmul
 from backends.schedules.pool import global_pool, pool2d
+from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d
 from backends.schedules.specs import ConvSpec, ConvTransposeSpec, MatMulSpec, PoolSpec
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Kernel",
     "MatMulSpec",
     "PoolSpec",
+    "SparseConvSpec",
     "activate",
     "conv2d",
     "conv_transpose2d",
@@ -36,5 +38,6 @@ __all__ = [
     "object_code",
     "pool2d",
     "sigmoid",
+    "sparse_conv2d",
     "tanh",
 ]

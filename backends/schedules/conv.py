@@ -41,17 +41,30 @@ def conv2d(spec: ConvSpec, target: Target, parallel: bool = False, method: str =
     """
     if method not in ("auto", "direct", "winograd") or (method == "winograd" and not applies(spec)):
         raise SecateurError("E_SPEC", f"no method '{method}' for this convolution", where=repr(spec), hint="use auto")
-    if method == "winograd" or (method == "auto" and applies(spec) and _winograd_pays(spec)):
+    chosen = dense_method(spec) if method == "auto" else method
+    if chosen == "winograd":
         return winograd(spec, target, parallel)
     if spec.groups == spec.in_channels and spec.groups > 1:
         return depthwise(spec, target, parallel)
     symbol = symbol_for("conv", spec, target, parallel)
     outputs, inputs = spec.out_channels // spec.groups, spec.in_channels // spec.groups
-    pointwise = spec.kernel == (1, 1) and spec.strides == (1, 1) and spec.pads == (0, 0, 0, 0)
     depth = inputs * spec.kernel[0] * spec.kernel[1]
-    build = _pointwise if pointwise else _by_panels
+    build = _pointwise if _is_pointwise(spec) else _by_panels
     func, product, params, workspace = build(symbol, spec, target, parallel, outputs, depth)
     return Kernel(symbol, func, params, workspace, _packer(spec, product), spec.macs)
+
+
+def dense_method(spec: ConvSpec) -> str:
+    """What conv2d does by itself: winograd, depthwise, pointwise (1x1, the image as it is) or panels."""
+    if applies(spec) and _winograd_pays(spec):
+        return "winograd"
+    if spec.groups == spec.in_channels and spec.groups > 1:
+        return "depthwise"
+    return "pointwise" if _is_pointwise(spec) else "panels"
+
+
+def _is_pointwise(spec: ConvSpec) -> bool:
+    return spec.kernel == (1, 1) and spec.strides == (1, 1) and spec.pads == (0, 0, 0, 0)
 
 
 def _packer(spec: ConvSpec, product: Product) -> Callable[..., dict[str, np.ndarray]]:

@@ -18,7 +18,7 @@ from backends.target import Target
 #: Fused multiply-adds that must be in flight to hide their latency.
 _LATENCY = 4.0
 #: Activations whose code is too long to be repeated for every register.
-_LONG = {"sigmoid", "silu", "tanh", "gelu", "gelu_tanh", "elu", "selu", "celu", "softplus", "mish", "softsign"}
+LONG = {"sigmoid", "silu", "tanh", "gelu", "gelu_tanh", "elu", "selu", "celu", "softplus", "mish", "softsign"}
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _store_vectors(
     e: Emitter, tile: Tile, channels: int, o: Operands, epilogue: Epilogue, sums: list[Registers]
 ) -> None:
     y_at = e.let(o.y_at)
-    if epilogue.activation in _LONG:
+    if epilogue.activation in LONG:
         for (offset, width), acc in zip(tile.vectors, sums, strict=True):
             spill = e.stack(channels * width)
             for c in range(channels):
@@ -254,7 +254,7 @@ def _store_single(
 
     if o.y_channel == 1:
         e.choose(True if o.left is None else o.left >= channels, whole, one_by_one)
-    elif epilogue.activation in _LONG or o.residual is not None:
+    elif epilogue.activation in LONG or o.residual is not None:
         one_by_one()
     else:
         for (offset, width), acc in zip(across, group, strict=True):

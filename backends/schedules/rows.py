@@ -88,6 +88,21 @@ def store_part(to: Array, at: Index, value: Expr, width: int, length: int) -> No
         to.store(at + offset, lanes, part)
 
 
+def lanes(value: Expr, width: int, first: int, count: int) -> Expr:
+    """`count` lanes of a vector of `width` lanes from `first` on."""
+    return value if count == width else shuffle([value], list(range(first, first + count)))
+
+
+def store_lanes(to: Array, at: Index, value: Expr, width: int, first: int, count: int) -> None:
+    """Store lanes [first, first + count) of a vector of `width` lanes, and nothing else."""
+    if count == width:
+        to.store(at, value, width)
+        return
+    largest = power_of_two_below(count)
+    for offset, part in cover(count, largest):
+        to.store(at + offset, lanes(value, width, first + offset, part), part)
+
+
 def load_part(source: Array, at: Index, width: int, length: int) -> Expr:
     """A vector of `width` lanes of which the first `length` come from memory, the others are 0."""
     if length == width:

@@ -35,16 +35,17 @@ _PAGE = mmap.PAGESIZE
 _LIBC = ctypes.CDLL(None)
 
 
-def guarded(shape: Sequence[int], at_end: bool = True) -> np.ndarray:
-    """A float32 array of NaN that ends (or begins) at a page that must not be touched."""
-    size = max(1, int(np.prod(shape))) * 4
+def guarded(shape: Sequence[int], at_end: bool = True, dtype: type | np.dtype = np.float32) -> np.ndarray:
+    """An array of NaN (of all ones in binary) that ends (or begins) at a page that must not be touched."""
+    item = np.dtype(dtype).itemsize
+    size = max(1, int(np.prod(shape))) * item
     body = -(-size // _PAGE) * _PAGE
     memory = mmap.mmap(-1, body + 2 * _PAGE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for page in (base, base + _PAGE + body):
         assert _LIBC.mprotect(ctypes.c_void_p(page), _PAGE, 0) == 0
-    array = np.frombuffer(memory, np.float32, size // 4, _PAGE + (body - size if at_end else 0))
-    array[...] = np.nan
+    array = np.frombuffer(memory, dtype, size // item, _PAGE + (body - size if at_end else 0))
+    array.view(np.uint8)[...] = 0xFF
     return array[: int(np.prod(shape))].reshape(shape)
 
 
@@ -84,7 +85,7 @@ class Library:
         self, kernel: Kernel, arrays: Mapping[str, np.ndarray], shape: Sequence[int], at_end: bool = True
     ) -> np.ndarray:
         """Run once on guarded copies; y has `shape`."""
-        held = {role: guarded(np.shape(array), at_end) for role, array in arrays.items()}
+        held = {role: guarded(np.shape(array), at_end, np.asarray(array).dtype) for role, array in arrays.items()}
         for role, array in arrays.items():
             held[role][...] = array
         held["y"] = guarded(shape, at_end)
@@ -118,9 +119,9 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
-    raw = np.empty(array.size * 4 + 64, np.uint8)
+    raw = np.empty(array.nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    copy = raw[start : start + array.size * 4].view(np.float32).reshape(array.shape)
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 

@@ -1,0 +1,121 @@
+"""Compressed rows of blocks: `block` output channels share their list of columns; block 1 is plain CSR.
+
+The channels of a block need not be neighbours (a kernel looks up where each goes), so those whose nonzeros coincide
+are put together; blocks are ordered by length, so that the loop over one is as long as the last one's, which branch
+predictors like. Where the channels of a block differ, their missing entries are stored as zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Rows beyond which looking for similar ones takes longer than it saves.
+_MOST_ROWS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCSR:
+    """A matrix [rows, columns] in blocks of `block` rows by one column.
+
+    order: int32 [blocks, block], the row that each row of a block is; a row that occurs twice in the last block fills
+    it up. starts: int32 [blocks + 1], the entries of each block, in units of `unroll` entries. columns: int32
+    [entries], ascending within a block but for filling at its end. values: float32 [entries, block].
+    """
+
+    rows: int
+    width: int
+    block: int
+    unroll: int
+    order: np.ndarray
+    starts: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def encode(cls, matrix: np.ndarray, block: int = 1, unroll: int = 1) -> BlockCSR:
+        """The nonzeros of a float32 matrix [rows, columns]; blocks are filled up to a multiple of `unroll` entries."""
+        matrix = np.ascontiguousarray(matrix, np.float32)
+        rows, width = matrix.shape
+        order = group_rows(matrix != 0, block)
+        used = (matrix != 0)[order].any(axis=1)
+        lengths = -(-used.sum(axis=1) // unroll) * unroll
+        sorting = np.argsort(-lengths, kind="stable")
+        order, used, lengths = order[sorting], used[sorting], lengths[sorting]
+        columns = np.zeros(int(lengths.sum()), np.int32)
+        values = np.zeros((columns.size, block), np.float32)
+        ends = np.cumsum(lengths)
+        which, column = np.nonzero(used)
+        counts = used.sum(axis=1)
+        place = np.arange(which.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        at = (ends - lengths)[which] + place
+        columns[at] = column
+        values[at] = matrix[order[which], column[:, None]]
+        # Filling repeats the last column with a weight of zero.
+        for index in np.flatnonzero((lengths > counts) & (counts > 0)):
+            first = int(ends[index] - lengths[index])
+            columns[first + counts[index] : first + lengths[index]] = columns[first + counts[index] - 1]
+        starts = np.concatenate([[0], ends // unroll]).astype(np.int32)
+        return cls(rows, width, block, unroll, order.astype(np.int32), starts, columns, values)
+
+    def decode(self) -> np.ndarray:
+        """The matrix, exactly."""
+        matrix = np.zeros((self.rows, self.width), np.float32)
+        lengths = np.diff(self.starts) * self.unroll
+        which = np.repeat(np.arange(len(self.order)), lengths)
+        present = self.values != 0
+        entry, lane = np.nonzero(present)
+        matrix[self.order[which[entry], lane], self.columns[entry]] = self.values[entry, lane]
+        return matrix
+
+    @property
+    def entries(self) -> int:
+        """Blocks of values stored, filling included."""
+        return len(self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values, columns of two bytes (four where `width` needs them), starts and order."""
+        index = 2 if self.width <= 1 << 16 else 4
+        return self.values.nbytes + self.entries * index + self.starts.nbytes + self.order.nbytes
+
+
+def group_rows(nonzero: np.ndarray, block: int) -> np.ndarray:
+    """Row numbers [blocks, block] that put rows whose nonzeros coincide into one block; the last one is filled up.
+
+    The given order is kept unless grouping by similarity (greedily, the longest row first with those that share most
+    columns with it) needs at least 2 % fewer blocks of values.
+    """
+    rows = len(nonzero)
+    natural = _filled(np.arange(rows), block)
+    if block == 1 or rows <= block or rows > _MOST_ROWS or not nonzero.any():
+        return natural
+    plain = int(nonzero[natural].any(axis=1).sum())
+    if plain * block <= nonzero.sum() * 1.05:
+        return natural
+    counts = nonzero.sum(axis=1)
+    shared = nonzero.astype(np.float32) @ nonzero.astype(np.float32).T
+    left = np.ones(rows, bool)
+    order: list[int] = []
+    for first in np.argsort(-counts, kind="stable"):
+        if not left[first]:
+            continue
+        members = [int(first)]
+        left[first] = False
+        together = shared[first].copy()
+        while len(members) < block and left.any():
+            # Least growth of the union: own columns that are not shared yet.
+            growth = np.where(left, counts - together, np.inf)
+            best = int(np.argmin(growth))
+            members.append(best)
+            left[best] = False
+            together = np.maximum(together, shared[best])
+        order += members
+    grouped = _filled(np.array(order), block)
+    return grouped if nonzero[grouped].any(axis=1).sum() < plain * 0.98 else natural
+
+
+def _filled(order: np.ndarray, block: int) -> np.ndarray:
+    missing = -len(order) % block
+    return np.concatenate([order, np.repeat(order[-1:], missing)]).reshape(-1, block)

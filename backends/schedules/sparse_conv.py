@@ -1,0 +1,294 @@
+"""Sparse convolution: the loop runs over the stored weights, each of which meets a register tile of pixels.
+
+A step loads a position and the weights of a block of output channels there, and multiplies them with the vectors of
+pixels at that position (the shape of kernel of Elsen et al., "Fast Sparse ConvNets", 2020, here for any window, any
+block and any vector width). Weights differ in place from layer to layer, so they are data: equal shapes share code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from backends.formats import BlockCSR
+from backends.schedules import rows
+from backends.schedules.emit import Array, Emitter, Expr, Index, Registers, const, splat
+from backends.schedules.epilogue import Epilogue
+from backends.schedules.kernel import Kernel, symbol_for
+from backends.schedules.microkernel import LONG
+from backends.schedules.product import GRAINS, array_or_none, divide
+from backends.schedules.sparse_tiles import FlatTiles, Vector, WindowTiles
+from backends.schedules.specs import ConvSpec
+from backends.target import Target
+from compiler.errors import SecateurError
+
+#: Blocks between a prefetch and its use.
+_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class SparseConvSpec:
+    """A convolution whose weights are stored in blocks of `block` output channels by one input and tap.
+
+    vectors: vectors of pixels in a register tile. unroll: sums per pixel and channel, to hide the latency of
+    multiply-adds in small tiles. packed: 1x1 windows copy each tile of pixels to aligned memory first.
+    """
+
+    conv: ConvSpec
+    block: int = 1
+    vectors: int = 4
+    unroll: int = 1
+    packed: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.block, self.vectors, self.unroll) < 1:
+            raise SecateurError("E_SPEC", "not a tile", where=repr(self))
+
+    @property
+    def packs(self) -> bool:
+        """True if `packed` makes a difference."""
+        conv = self.conv
+        return conv.kernel == (1, 1) and conv.strides == (1, 1) and conv.pads == (0, 0, 0, 0)
+
+    @property
+    def label(self) -> str:
+        """The tile in a few words."""
+        return f"{self.vectors} vectors{', packed' if self.packed and self.packs else ''}"
+
+    def tiles(self, target: Target) -> FlatTiles | WindowTiles:
+        """How the pixels are cut."""
+        conv = self.conv
+        if self.packs:
+            inputs = conv.in_channels // conv.groups
+            return FlatTiles(conv.height * conv.width, inputs, self.vectors, self.packed, target)
+        return WindowTiles(conv, self.vectors, target)
+
+    def registers(self, target: Target) -> int:
+        """Vector registers in use at once."""
+        vectors = len(self.tiles(target).vectors)
+        return vectors * self.block * self.unroll + (vectors if self.block > 1 else 0) + 1
+
+
+def sparse_conv2d(spec: SparseConvSpec, target: Target, parallel: bool = False) -> Kernel:
+    """y = epilogue(conv(x, w)); parameters x, values, positions, starts, order, bias?, residual?, y, workspace?.
+
+    pack(weights[out, in // groups, kh, kw], bias[out]) encodes what is not zero. Any number of nonzeros fits.
+    """
+    return _Builder(spec, target, parallel).build()
+
+
+class _Builder:
+    def __init__(self, spec: SparseConvSpec, target: Target, parallel: bool) -> None:
+        self.spec, self.conv, self.target, self.parallel = spec, spec.conv, target, parallel
+        self.tiles = spec.tiles(target)
+        conv = self.conv
+        self.outputs, self.inputs = conv.out_channels // conv.groups, conv.in_channels // conv.groups
+        self.depth = self.inputs * conv.kernel[0] * conv.kernel[1]
+        self.blocks = -(-self.outputs // spec.block)
+        self.pixels = conv.out_height * conv.out_width
+        self.streams = conv.out_channels * self.pixels * 4 > target.l2_bytes // 4
+        self.index = "uint16" if self.tiles.positions <= 1 << 16 else "int32"
+
+    def build(self) -> Kernel:
+        conv, spec = self.conv, self.spec
+        problems, bands = conv.batch * conv.groups, self.tiles.bands
+        together = self.parallel and problems * bands < GRAINS
+        slots = problems * bands if together else min(GRAINS, problems * bands) if self.parallel else 1
+        workspace = slots * self.tiles.scratch
+        symbol = symbol_for("sparse_conv", spec, self.target, self.parallel)
+        e = Emitter(symbol, self.parallel)
+        self.x = e.param("x", conv.batch * conv.in_channels * conv.height * conv.width)
+        most = conv.groups * self.blocks * (self.depth + spec.unroll)
+        self.values = e.param("values", most * spec.block)
+        self.positions = e.param("positions", most, self.index)
+        self.starts = e.param("starts", conv.groups * self.blocks + 1, "int32")
+        self.order = e.param("order", conv.groups * self.blocks * spec.block, "int32")
+        self.bias = array_or_none(e, conv.epilogue.bias, "bias", conv.groups * self.blocks * spec.block)
+        size = conv.batch * conv.out_channels * self.pixels
+        self.residual = array_or_none(e, conv.epilogue.residual, "residual", size)
+        self.y = e.param("y", size)
+        self.scratch = array_or_none(e, workspace > 0, "workspace", workspace)
+        if together:
+            self._together(e, problems)
+        else:
+            self._one_by_one(e, problems, slots)
+        return Kernel(symbol, e.finish(), e.roles, workspace * 4, self.pack, conv.macs)
+
+    def _one_by_one(self, e: Emitter, problems: int, slots: int) -> None:
+        """Each band is staged and computed in turn."""
+        items = problems * self.tiles.bands
+        share = -(-items // slots)
+        with e.loop(slots, parallel=True) as slot:
+            count: Index = share if items % slots == 0 else e.let(tirx.max(0, tirx.min(share, items - slot * share)))
+            at = e.let(slot * self.tiles.scratch)
+            with e.loop(count) as j:
+                problem, band = divide(e, e.let(slot * share + j), self.tiles.bands)
+                if self.scratch is not None:
+                    with e.loop(self.inputs) as channel:
+                        self.tiles.stage(e, self.x, self._image(e, problem), band, channel, self.scratch, at)
+                    self.tiles.stage_end(e, self.scratch, at)
+                self._band(e, problem, band, at, 0, self.blocks)
+
+    def _together(self, e: Emitter, problems: int) -> None:
+        """Few bands: all are staged, then all are computed, by several threads each."""
+        items, bands = problems * self.tiles.bands, self.tiles.bands
+        if self.scratch is not None:
+            with e.loop(items * self.inputs, parallel=True) as job:
+                item, channel = divide(e, job, self.inputs)
+                problem, band = divide(e, item, bands)
+                at = e.let(item * self.tiles.scratch)
+                self.tiles.stage(e, self.x, self._image(e, problem), band, channel, self.scratch, at)
+                with e.when(channel >= self.inputs - 1 if self.inputs > 1 else True):
+                    self.tiles.stage_end(e, self.scratch, at)
+        splits = min(self.blocks, -(-GRAINS // items))
+        each = -(-self.blocks // splits)
+        splits = -(-self.blocks // each)
+        with e.loop(items * splits, parallel=True) as job:
+            item, split = divide(e, job, splits)
+            problem, band = divide(e, item, bands)
+            first = e.let(split * each)
+            count: Index = each if self.blocks % each == 0 else e.let(tirx.min(each, self.blocks - first))
+            self._band(e, problem, band, e.let(item * self.tiles.scratch), first, count)
+
+    def _image(self, e: Emitter, problem: Index) -> Index:
+        return e.let(problem * (self.inputs * self.conv.height * self.conv.width))
+
+    def _band(self, e: Emitter, problem: Index, band: Index, at: Index, first: Index, count: Index) -> None:
+        """All tiles of a band by blocks [first, first + count)."""
+        source = self.x if self.scratch is None else self.scratch
+        base = self._image(e, problem) if self.scratch is None else at
+        _, group = divide(e, problem, self.conv.groups)
+        with e.loop(self.tiles.tiles_per_band) as tile:
+            x_at = e.let(base + self.tiles.origin(e, band, tile))
+            y_at = e.let(problem * (self.outputs * self.pixels) + self.tiles.first_pixel(e, band, tile))
+            with e.loop(count) as b:
+                block = e.let(group * self.blocks + first + b)
+                self._tile(e, block, source, x_at, y_at)
+
+    def _tile(self, e: Emitter, block: Index, source: Array, x_at: Index, y_at: Index) -> None:
+        """One block of channels for one tile of pixels."""
+        size, vectors = self.spec.block, self.tiles.vectors
+        rows_at = [e.let(y_at + self.order.load(block * size + r) * self.pixels) for r in range(size)]
+        sums = [[e.registers(size, v.width) for v in vectors] for _ in range(self.spec.unroll)]
+        for step, part in enumerate(sums):
+            for r in range(size):
+                for v, acc in zip(vectors, part, strict=True):
+                    start = const(0.0, v.width)
+                    if self.bias is not None and step == 0:
+                        start = self.bias.splat(block * size + r, v.width)
+                    acc[r] = start
+        self._prefetch(e, block, y_at)
+        begin = e.let(self.starts.load(block))
+        steps = e.let(self.starts.load(block + 1) - begin)
+        with e.loop(steps) as j:
+            for step, part in enumerate(sums):
+                entry = e.let((begin + j) * self.spec.unroll + step)
+                self._step(e, entry, source, x_at, vectors, part)
+        for part in sums[1:]:
+            for v, acc, first in zip(vectors, part, sums[0], strict=True):
+                del v
+                for r in range(size):
+                    first[r] = first[r] + acc[r]
+        self._store(e, vectors, sums[0], rows_at)
+
+    def _prefetch(self, e: Emitter, block: Index, y_at: Index) -> None:
+        """Ask for the lines of y that a later block writes, where y comes from beyond the second-level cache."""
+        if not self.streams:
+            return
+        size = self.spec.block
+        later = e.let(tirx.min(block + _AHEAD, self.conv.groups * self.blocks - 1))
+        for r in range(size):
+            row = e.let(y_at + self.order.load(later * size + r) * self.pixels)
+            for piece in (piece for v in self.tiles.vectors for piece in v.pieces):
+                self.y.prefetch(row + piece.pixel, write=True)
+                if self.residual is not None:
+                    self.residual.prefetch(row + piece.pixel)
+
+    def _step(
+        self, e: Emitter, entry: Index, source: Array, x_at: Index, vectors: tuple[Vector, ...], sums: list[Registers]
+    ) -> None:
+        size = self.spec.block
+        position = self.positions.load(entry).astype("int32")
+        place = e.let(x_at + position * self.tiles.unit)
+        if size == 1:
+            weight = e.name(self.values.load(entry))
+            for v, acc in zip(vectors, sums, strict=True):
+                acc[0] = acc[0] + source.load(place + v.at, v.width) * splat(weight, v.width)
+            return
+        xs = [e.name(source.load(place + v.at, v.width)) for v in vectors]
+        for r in range(size):
+            for v, acc, pixels in zip(vectors, sums, xs, strict=True):
+                acc[r] = acc[r] + pixels * self.values.splat(entry * size + r, v.width)
+
+    def _store(self, e: Emitter, vectors: tuple[Vector, ...], sums: list[Registers], rows_at: list[Expr]) -> None:
+        epilogue, size = self.conv.epilogue, self.spec.block
+        if epilogue.activation in LONG and size * len(vectors) > 2:
+            self._store_by_loop(e, vectors, sums, rows_at)
+            return
+        for r, row in enumerate(rows_at):
+            for v, acc in zip(vectors, sums, strict=True):
+                _put(self.y, self.residual, epilogue, row, v, acc[r])
+
+    def _store_by_loop(
+        self, e: Emitter, vectors: tuple[Vector, ...], sums: list[Registers], rows_at: list[Expr]
+    ) -> None:
+        """Activations of much code: once per vector in a loop over the channels."""
+        size = self.spec.block
+        places = e.stack(size, "int32")
+        for r, row in enumerate(rows_at):
+            places.store(r, row)
+        for v, acc in zip(vectors, sums, strict=True):
+            spill = e.stack(size * v.width)
+            for r in range(size):
+                spill.store(r * v.width, acc[r], v.width)
+            with e.loop(size) as r:
+                value = e.name(spill.load(r * v.width, v.width))
+                _put(self.y, self.residual, self.conv.epilogue, e.let(places.load(r)), v, value)
+
+    def pack(self, weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Weights [out, in // groups, kh, kw] and bias [out] as the kernel reads them."""
+        conv, spec = self.conv, self.spec
+        grouped = np.asarray(weights, np.float32).reshape(conv.groups, self.outputs, self.depth)
+        parts = [BlockCSR.encode(matrix, spec.block, spec.unroll) for matrix in grouped]
+        (kh, kw) = conv.kernel
+        table = np.array(
+            [self.tiles.position(c, ky, kx) for c in range(self.inputs) for ky in range(kh) for kx in range(kw)]
+        )
+        ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
+        packed = {
+            "values": np.concatenate([part.values.reshape(-1) for part in parts]),
+            "positions": np.concatenate([table[part.columns] for part in parts]).astype(self.index),
+            "starts": np.concatenate(
+                [*(part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)), ends[-1:]]
+            ).astype(np.int32),
+            "order": np.concatenate([part.order.reshape(-1) for part in parts]).astype(np.int32),
+        }
+        if conv.epilogue.bias:
+            full = np.zeros(conv.out_channels, np.float32) if bias is None else np.asarray(bias, np.float32)
+            split = full.reshape(conv.groups, self.outputs)
+            packed["bias"] = np.concatenate([b[part.order.reshape(-1)] for b, part in zip(split, parts, strict=True)])
+        return packed
+
+
+def _put(y: Array, residual: Array | None, epilogue: Epilogue, row: Index, vector: Vector, value: Expr) -> None:
+    """The epilogue of one vector, and its stores."""
+    if residual is None:
+        value = epilogue.apply(value)
+        for piece in vector.pieces:
+            rows.store_lanes(y, row + piece.pixel, value, vector.width, piece.lane, piece.count)
+        return
+    for piece in vector.pieces:
+        if vector.whole:
+            y.store(
+                row + piece.pixel, epilogue.apply(value + residual.load(row + piece.pixel, vector.width)), vector.width
+            )
+            continue
+        for offset, width in rows.cover(piece.count, rows.power_of_two_below(piece.count)):
+            part = rows.lanes(value, vector.width, piece.lane + offset, width)
+            at = row + piece.pixel + offset
+            y.store(at, epilogue.apply(part + residual.load(at, width)), width)
+
+
+__all__ = ["SparseConvSpec", "sparse_conv2d"]

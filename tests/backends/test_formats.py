@@ -1,0 +1,60 @@
+"""Formats: every encoding gives back exactly the matrix, and puts rows together that belong together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.formats import BlockCSR, group_rows
+
+
+def sparse(seed: int, rows: int, columns: int, density: float) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    matrix = generator.standard_normal((rows, columns)).astype(np.float32)
+    return np.where(generator.random(matrix.shape) < density, matrix, np.float32(0))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 67),
+    st.integers(1, 90),
+    st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]),
+    st.sampled_from([1, 2, 3, 4, 8]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_block_csr_decodes_to_the_matrix(seed, rows, columns, density, block, unroll):
+    matrix = sparse(seed, rows, columns, density)
+    encoded = BlockCSR.encode(matrix, block, unroll)
+    np.testing.assert_array_equal(encoded.decode(), matrix)
+    assert set(encoded.order.reshape(-1)) == set(range(rows))
+    assert encoded.order.shape == (-(-rows // block), block)
+    assert (np.diff(encoded.starts) >= 0).all() and encoded.starts[-1] * unroll == encoded.entries
+    assert (np.diff(encoded.starts)[:-1] >= np.diff(encoded.starts)[1:]).all(), "longest first"
+
+
+def test_plain_rows_store_the_nonzeros_and_nothing_else():
+    matrix = sparse(3, 40, 300, 0.1)
+    encoded = BlockCSR.encode(matrix)
+    assert encoded.entries == np.count_nonzero(matrix)
+    assert encoded.nbytes == 6 * encoded.entries + 4 * 41 + 4 * 40
+
+
+def test_blocks_of_neighbours_are_kept():
+    matrix = np.repeat(sparse(4, 8, 60, 0.2), 4, axis=0) * np.arange(1, 33, dtype=np.float32)[:, None]
+    encoded = BlockCSR.encode(matrix, 4)
+    assert encoded.entries * 4 == np.count_nonzero(matrix)
+    assert (np.diff(encoded.order, axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("block", [2, 4])
+def test_rows_that_coincide_find_each_other(block):
+    generator = np.random.default_rng(5)
+    matrix = np.repeat(sparse(5, 16, 80, 0.2), block, axis=0)
+    shuffled = matrix[generator.permutation(len(matrix))]
+    order = group_rows(shuffled != 0, block)
+    assert (shuffled != 0)[order].any(axis=1).sum() * block == np.count_nonzero(shuffled)
+    natural = np.arange(len(matrix)).reshape(-1, block)
+    assert (shuffled != 0)[natural].any(axis=1).sum() * block > np.count_nonzero(shuffled)

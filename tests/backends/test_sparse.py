@@ -1,0 +1,177 @@
+"""Sparse schedules: right on any shape, block and sparsity, on narrow and wide machines; zeros in a file are found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+
+from backends.lowering import lower
+from backends.schedules import ConvSpec, Epilogue, SparseConvSpec, sparse_conv2d
+from backends.selection import choose_conv
+from backends.target import Target
+from compiler.errors import SecateurError
+from compiler.frontends.onnx import load_onnx
+from tests.backends.inprocess import run_models
+from tests.backends.schedules_harness import Library
+
+NATIVE = Target.native()
+TARGETS = {
+    "native": NATIVE,
+    "avx2": dataclasses.replace(NATIVE, vector_bytes=32, vector_registers=16),
+    "neon": dataclasses.replace(NATIVE, vector_bytes=16, vector_registers=32),
+}
+EPILOGUES = [
+    Epilogue(),
+    Epilogue(True),
+    Epilogue(True, True, "relu"),
+    Epilogue(False, True),
+    Epilogue(True, False, "clip", 0.0, 6.0),
+    Epilogue(True, True, "gelu"),
+    Epilogue(True, False, "silu"),
+]
+
+
+def specs(seed: int, count: int) -> Iterator[SparseConvSpec]:
+    """Random layers: odd channels, odd pixels, strides, dilations, groups, every block height and tile."""
+    r = np.random.default_rng(seed)
+    for index in range(count):
+        groups = int(r.choice([1, 1, 1, 2, 5]))
+        inputs, outputs = groups * int(r.integers(1, 68 // groups)), groups * int(r.integers(1, 68 // groups))
+        plain = index % 3 == 0
+        kernel = (1, 1) if plain else tuple(int(k) for k in r.integers(1, 6, 2))
+        strides = (1, 1) if plain and index % 2 else tuple(int(k) for k in r.integers(1, 4, 2))
+        dilations = (1, 1) if plain else tuple(int(k) for k in r.choice([1, 1, 2], 2))
+        pads = (0, 0, 0, 0) if plain else tuple(int(p) for p in r.integers(0, 4, 4))
+        size = [int(r.choice([1, 3, 7, 14, 28, int(r.integers(1, 114))])) for _ in range(2)]
+        need = [max(1, dilations[i] * (kernel[i] - 1) + 1 - pads[i] - pads[i + 2]) for i in range(2)]
+        height, width = (max(a, b) for a, b in zip(size, need, strict=True))
+        epilogue = EPILOGUES[int(r.integers(len(EPILOGUES)))]
+        batch = int(r.integers(1, 3))
+        conv = ConvSpec(batch, inputs, height, width, outputs, kernel, strides, pads, dilations, groups, epilogue)
+        block = int(r.choice([1, 2, 3, 4]))
+        vectors, unroll = int(r.integers(1, 8 // block + 2)), int(r.choice([1, 1, 2]))
+        yield SparseConvSpec(conv, block, vectors, unroll, bool(r.integers(2)))
+
+
+def reference(conv: ConvSpec, arrays: dict[str, np.ndarray], w: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    top, left, bottom, right = conv.pads
+    x = F.pad(torch.tensor(arrays["x"]), (left, right, top, bottom))
+    used = torch.tensor(bias) if conv.epilogue.bias else None
+    y = F.conv2d(x, torch.tensor(w), used, conv.strides, 0, conv.dilations, conv.groups)
+    if conv.epilogue.residual:
+        y = y + torch.tensor(arrays["residual"])
+    rules = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "clip": lambda v: torch.clip(v, 0, 6), None: lambda v: v}
+    return rules[conv.epilogue.activation](y).numpy()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_sparse_convolutions_of_all_shapes(name):
+    on, r = TARGETS[name], np.random.default_rng(9)
+    chosen = [(spec, bool(i % 2)) for i, spec in enumerate(specs(len(name), 60))]
+    kernels = [sparse_conv2d(spec, on, parallel) for spec, parallel in chosen]
+    library = Library([kernel.func for kernel in kernels], on)
+    for index, ((spec, _), kernel) in enumerate(zip(chosen, kernels, strict=True)):
+        conv = spec.conv
+        w = r.standard_normal((conv.out_channels, conv.in_channels // conv.groups, *conv.kernel)).astype(np.float32)
+        w[r.random(w.shape) >= (0.1, 0.3, 1.0, 0.0, 0.02)[index % 5]] = 0
+        w[:: 1 + index % 4] *= index % 4 != 1  # rows without a nonzero
+        bias = r.standard_normal(conv.out_channels).astype(np.float32)
+        shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
+        arrays = {"x": r.standard_normal((conv.batch, conv.in_channels, conv.height, conv.width)).astype(np.float32)}
+        if conv.epilogue.residual:
+            arrays["residual"] = r.standard_normal(shape).astype(np.float32)
+        expected = reference(conv, arrays, w, bias)
+        library.set_tasks(1 + index % 4)
+        actual = library.call(kernel, {**arrays, **kernel.pack(w, bias)}, shape, bool(index % 3))
+        error = np.linalg.norm(actual.astype(np.float64) - expected)
+        assert error <= 1e-5 * np.linalg.norm(expected) + 1e-30, spec
+
+
+def test_equal_shapes_share_their_code():
+    conv = ConvSpec(1, 16, 8, 8, 16, (1, 1))
+    first, second = (sparse_conv2d(SparseConvSpec(conv), NATIVE) for _ in range(2))
+    assert first.symbol == second.symbol
+    assert first.symbol != sparse_conv2d(SparseConvSpec(conv, 2), NATIVE).symbol
+
+
+def test_a_tile_needs_at_least_one_vector():
+    with pytest.raises(SecateurError, match="E_SPEC"):
+        SparseConvSpec(ConvSpec(1, 1, 1, 1, 1, (1, 1)), vectors=0)
+
+
+def pruned(seed: int, shape: tuple[int, ...], density: float, block: int = 1) -> np.ndarray:
+    r = np.random.default_rng(seed)
+    w = r.standard_normal(shape).astype(np.float32)
+    keep = np.repeat(r.random((shape[0] // block, *shape[1:])) < density, block, axis=0)
+    return np.where(keep, w, np.float32(0))
+
+
+@pytest.mark.parametrize(
+    ("density", "block", "expected"), [(1.0, 1, "dense"), (0.1, 1, "csr"), (0.1, 4, "4x1"), (0.9, 1, "dense")]
+)
+def test_the_format_follows_the_zeros(density, block, expected):
+    choice = choose_conv(ConvSpec(1, 256, 14, 14, 256, (1, 1)), pruned(0, (256, 256, 1, 1), density, block), NATIVE)
+    assert choice.chosen.format == expected
+    assert all(choice.chosen.cycles <= other.cycles for other in choice.others) or expected == "dense"
+
+
+def test_a_layer_without_nonzeros_costs_next_to_nothing():
+    spec = ConvSpec(1, 64, 28, 28, 64, (3, 3), pads=(1, 1, 1, 1))
+    choice = choose_conv(spec, np.zeros((64, 64, 3, 3), np.float32), NATIVE)
+    assert choice.chosen.format != "dense" and choice.nonzeros == 0
+
+
+def network() -> tuple[object, np.ndarray]:
+    """Convolutions of each kind, one in ten weights left; the last one has none."""
+    weights = {
+        "stem": pruned(1, (24, 3, 3, 3), 1.0),
+        "wide": pruned(2, (96, 24, 1, 1), 0.1),
+        "deep": pruned(3, (96, 1, 3, 3), 1.0),
+        "back": pruned(4, (24, 96, 1, 1), 0.1),
+        "three": pruned(5, (48, 24, 3, 3), 0.1, 4),
+        "empty": np.zeros((48, 48, 3, 3), np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "stem"], ["a"], pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Conv", ["a", "wide"], ["b"], name="wide"),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "deep"], ["d"], pads=[1] * 4, group=96),
+        helper.make_node("Conv", ["d", "back"], ["e"], name="back"),
+        helper.make_node("Add", ["e", "a"], ["f"]),
+        helper.make_node("Conv", ["f", "three"], ["g"], pads=[1] * 4, name="three"),
+        helper.make_node("Sigmoid", ["g"], ["h"]),
+        helper.make_node("Conv", ["h", "empty"], ["i"], pads=[1] * 4, name="empty"),
+        helper.make_node("Add", ["i", "g"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sparse",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 37, 41])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    return model, np.random.default_rng(0).standard_normal((1, 3, 37, 41)).astype(np.float32)
+
+
+def test_a_sparse_network_agrees_with_onnx_runtime():
+    model, x = network()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x})
+    (result,) = run_models([(model, {"x": x})])
+    assert np.linalg.norm(result["y"] - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_the_program_tells_what_each_layer_got():
+    program = lower(load_onnx(network()[0]), NATIVE)
+    formats = {step.nodes[0]: step.details.get("format") for step in program.steps}
+    assert formats["wide"] != "dense" and formats["three"] != "dense"
+    three = next(step.details for step in program.steps if step.nodes[0] == "three")
+    assert three["nonzeros"] < 0.2 * three["weights"] and three["cycles"] < three["dense_cycles"]
