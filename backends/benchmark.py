@@ -1,24 +1,30 @@
-"""Time a compiled artifact, alone or against ONNX Runtime in the same process.
+"""Time a compiled artifact, alone or against others: ONNX Runtime in the same process, or whatever can time itself.
 
-Rounds alternate between the two, so that a noisy machine disturbs both alike; what is compared is the median.
+Rounds alternate between them, so that a noisy machine disturbs all alike; what is compared is the median.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from backends.runtime.loader import Executable, load
 from compiler.errors import SecateurError
 
+Timed: TypeAlias = Callable[[int], list[float]]
+"""Runs so many times, one after the other, and returns the seconds of each."""
+
 _CALLS_PER_ROUND = 5
 _WARM_UP = 3
 _PAUSE = 0.02
-"""Seconds before each round: the other's threads may go on spinning for a while after their work is done."""
+"""Seconds before each round: another's threads may go on spinning for a while after their work is done."""
+_LONG = 0.1
+"""Seconds of a call from which on it stands for itself: no call before it to warm the caches, one a round."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +81,51 @@ def benchmark(
     """
     with load(artifact_path, threads) as executable:
         feeds = random_inputs(executable)
-        ours = executable.run(feeds)
-        calls: list[Callable[[], object]] = [lambda: executable.run(feeds)]
+        sides = [timed(lambda: executable.run(feeds))]
         difference = None
         if against_onnx is not None:
-            session = _session(against_onnx, threads)
-            theirs = dict(zip([o.name for o in executable.outputs], session.run(list(ours), feeds), strict=True))
-            difference = max(relative_difference(theirs[name], ours[name]) for name in ours)
-            calls.append(lambda: session.run(None, feeds))
-        times = _alternate(calls, seconds)
+            session = onnxruntime_session(against_onnx, threads)
+            difference = largest_difference(onnxruntime_outputs(session, feeds), executable.run(feeds))
+            sides.append(timed(lambda: session.run(None, feeds)))
+        timings = alternate(sides, seconds)
         macs = int(executable.manifest["macs"])
-    timings = [Timing.of(t) for t in times]
     return BenchmarkResult(threads, timings[0], timings[1] if len(timings) > 1 else None, macs, difference)
+
+
+def timed(call: Callable[[], object]) -> Timed:
+    """Time a call of this process."""
+
+    def run(times: int) -> list[float]:
+        seconds = []
+        for _ in range(times):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    return run
+
+
+def alternate(sides: Sequence[Timed], seconds: float, rounds: int = 1) -> list[Timing]:
+    """Time all in turns, for at least so many seconds and so many rounds; each has its turn once a round.
+
+    A turn begins after a short pause with a call that does not count.
+    """
+    times: list[list[float]] = [[] for _ in sides]
+    turns = [_turn(min(side(_WARM_UP))) for side in sides]
+    end = time.perf_counter() + seconds
+    done = 0
+    while done < rounds or time.perf_counter() < end:
+        for side, (ignored, counted), record in zip(sides, turns, times, strict=True):
+            time.sleep(_PAUSE)
+            record += side(ignored + counted)[ignored:]
+        done += 1
+    return [Timing.of(t) for t in times]
+
+
+def _turn(seconds: float) -> tuple[int, int]:
+    """How many calls of so many seconds a turn begins with, and how many of it count."""
+    return (0, 1) if seconds >= _LONG else (1, max(1, min(_CALLS_PER_ROUND, int(_LONG / seconds))))
 
 
 def random_inputs(executable: Executable, seed: int = 0) -> dict[str, np.ndarray]:
@@ -106,24 +145,19 @@ def relative_difference(expected: np.ndarray, actual: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30))
 
 
-def _alternate(calls: list[Callable[[], object]], seconds: float) -> list[list[float]]:
-    times: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        for _ in range(_WARM_UP):
-            call()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or not times[0]:
-        for call, record in zip(calls, times, strict=True):
-            time.sleep(_PAUSE)
-            call()
-            for _ in range(_CALLS_PER_ROUND):
-                start = time.perf_counter()
-                call()
-                record.append(time.perf_counter() - start)
-    return times
+def largest_difference(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> float:
+    """Largest relative difference of an output."""
+    return max(relative_difference(expected[name], actual[name]) for name in actual)
 
 
-def _session(model: str | Path | bytes, threads: int):  # type: ignore[no-untyped-def]
+def onnxruntime_outputs(session: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A session's outputs by name."""
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def onnxruntime_session(model: str | Path | bytes, threads: int) -> Any:
+    """ONNX Runtime on so many threads with a model's file, or its serialized bytes; E_NO_PEER without it."""
     try:
         import onnxruntime
     except ImportError:
