@@ -6,6 +6,7 @@ tasks are kept in a file of JSON lines, so that an interrupted run goes on where
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -25,6 +26,7 @@ from typing import Any
 
 Facts = dict[str, Any]
 
+_ROOT = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -65,6 +67,16 @@ class Record:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:  # a line of its own, even after one that was cut off
             file.write("\n" + json.dumps({"task": vars(task), "facts": facts}) + "\n")
+
+
+def digest(versions: str, sources: Iterable[str]) -> str:
+    """Changes with versions and with the Python files under these paths."""
+    found = hashlib.sha256(versions.encode())
+    for source in sources:
+        path = _ROOT / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(file.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def preload(modules: Iterable[str]) -> None:

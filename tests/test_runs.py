@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.coverage_page import write_section
+from tests.pages import COVERAGE
 from tests.runs import Limits, Record, Task, run_all, run_task
 
 LIMITS = Limits(seconds=20, gigabytes=4)
@@ -84,8 +85,8 @@ def test_a_run_goes_on_where_it_stopped(fakes: Path) -> None:
 
 
 def test_sections_of_the_page_do_not_touch_each_other(tmp_path: Path) -> None:
-    page = tmp_path / "docs" / "coverage.md"
-    write_section("torchvision", "a\n\n### b\n\nc\n", page)
-    write_section("Zoo", "d\n", page)
-    write_section("torchvision", "e\n", page)
-    assert page.read_text() == "# Coverage\n\n## Zoo\n\nd\n\n## torchvision\n\ne\n"
+    page = replace(COVERAGE, path=tmp_path / "docs" / "coverage.md")
+    page.write("torchvision", "a\n\n### b\n\nc\n")
+    page.write("Zoo", "d\n")
+    page.write("torchvision", "e\n")
+    assert page.path.read_text() == "# Coverage\n\n## Zoo\n\nd\n\n## torchvision\n\ne\n"

@@ -7,7 +7,6 @@ Without torchvision and Torch-Pruning (`make coverage` installs them) it says so
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections import Counter
@@ -15,8 +14,8 @@ from collections.abc import Iterable
 from importlib import metadata, util
 from pathlib import Path
 
-from tests.coverage_page import write_section
-from tests.runs import Facts, Limits, Record, Task, preload, run_all
+from tests.pages import COVERAGE
+from tests.runs import Facts, Limits, Record, Task, digest, preload, run_all
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits(seconds=240, gigabytes=10)
@@ -52,20 +51,10 @@ def tasks(names: Iterable[str]) -> list[Task]:
     own, shared = ("compiler", "passes", "tests/zoo/checks.py"), ("models.py", "operators.py")
     harness = [f"tests/torchvision/{name}" for name in shared]
     states = {
-        OURS: _digest(versions, [*own, *harness, "tests/torchvision/ours.py"]),
-        PEER: _digest(versions, [*harness, "tests/torchvision/peer.py"]),
+        OURS: digest(versions, [*own, *harness, "tests/torchvision/ours.py"]),
+        PEER: digest(versions, [*harness, "tests/torchvision/peer.py"]),
     }
     return [Task(module, name, state) for name in names for module, state in states.items()]
-
-
-def _digest(versions: str, sources: Iterable[str]) -> str:
-    """Changes with versions and with the Python files under these paths."""
-    digest = hashlib.sha256(versions.encode())
-    for source in sources:
-        path = ROOT / source
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def passes(facts: Facts) -> bool:
@@ -173,7 +162,7 @@ def main(wanted: str = "") -> None:
     if chosen:
         print(_HEAD + "".join(row(name, *both) + "\n" for name, both in results.items()))
     else:
-        write_section("torchvision", section(results, len(known)))
+        COVERAGE.write("torchvision", section(results, len(known)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from compiler.frontends import load
 from compiler.ir import SecateurError, Value
 from compiler.ir.cost import is_parameter
 from passes import Groups, Pipeline, certify, dependency_groups
-from tests.coverage_page import write_section
+from tests.pages import COVERAGE
 from tests.zoo.entry import Entry, zoo
 
 _INTRODUCTION = """\
@@ -79,7 +79,7 @@ def section() -> str:
 
 def main() -> None:
     """Write the section."""
-    write_section("Zoo", section())
+    COVERAGE.write("Zoo", section())
 
 
 if __name__ == "__main__":
