@@ -7,12 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 DATA ?= data/fashion-mnist
 
-.PHONY: help demo test check format bench bench-size conformance coverage accuracy clean
+.PHONY: help demo test check format bench bench-quick bench-size conformance coverage accuracy clean
 help:
 	@echo "make demo         compile, prune, run and measure the bundled model"
 	@echo "make test         run the tests"
 	@echo "make check        formatter, linter, types"
-	@echo "make bench        our time over ONNX Runtime's on MobileNetV2 and ResNet-18"
+	@echo "make bench        seven networks, dense and sparse, beside ONNX Runtime and OpenVINO; writes docs/performance.md"
+	@echo "                  (long; MODELS=ResNet-18,BERT-base SPARSITY=0,90,90-4x1 SECONDS=3: less)"
+	@echo "make bench-quick  MobileNetV1 and ResNet-18, dense and 90 % sparse, one thread (a minute)"
 	@echo "make bench-size   grouping and pruning of 10,000 layers and of 8 billion parameters"
 	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
 	@echo "make coverage     groups, prunable share and certificate of the zoo's architectures, then the whole test"
@@ -57,9 +59,18 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-test
-	$(BIN)/python -m tests.benchmarks.bench_models
+# Without dependencies: OpenVINO runs without its telemetry, and needs numpy alone.
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	$(PIP) install --no-deps -c constraints.txt openvino
+	@touch $@
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -W ignore -m tests.benchmarks.bench --models "$(MODELS)" --sparsity "$(SPARSITY)" \
+		$(if $(SECONDS),--seconds $(SECONDS))
 	$(BIN)/python -m tests.benchmarks.bench_road
+
+bench-quick: $(VENV)/.installed-bench
+	$(BIN)/python -W ignore -m tests.benchmarks.bench --quick
 
 bench-size: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_size

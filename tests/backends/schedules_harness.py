@@ -77,6 +77,10 @@ class Library:
         _zig(["ld.lld", "-shared", "-o", "kernels.so", "kernels.o", "launch.o"], folder)
         self._library = ctypes.CDLL(str(folder / "kernels.so"))
 
+    def function(self, symbol: str) -> Callable[..., int]:
+        """One of its functions, which takes pointers."""
+        return getattr(self._library, symbol)
+
     def set_tasks(self, tasks: int) -> None:
         """Number of pieces that parallel loops are cut into."""
         ctypes.c_int.in_dll(self._library, "secateur_test_tasks").value = tasks
