@@ -62,6 +62,18 @@ class Pass(ABC):
         """Run with the verifier before and after, as a pipeline of one."""
         return Pipeline((self,)).run(graph, context or Context())
 
+    def one_of(self, option: str, known: tuple[str, ...]) -> None:
+        """Refuse an option whose value is none of the known ones: E_OPTION_VALUE."""
+        value = getattr(self, option)
+        if value not in known:
+            close = difflib.get_close_matches(str(value), known, 1)
+            raise SecateurError(
+                "E_OPTION_VALUE",
+                f"{option} cannot be {value!r}",
+                where=f"{self.name}({option}=…)",
+                hint=f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known)}",
+            )
+
     def __str__(self) -> str:
         shown = [
             f"{f.name}={_format_option(getattr(self, f.name))}"

@@ -14,7 +14,7 @@ from passes.calibration.losses import Function
 from passes.calibration.running import observe
 from passes.calibration.samples import Samples, no_calibration
 from passes.coupling.contractions import contractions
-from passes.coupling.groups import Groups
+from passes.coupling.groups import Groups, dependency_groups
 from passes.coupling.readers import Use, readers
 
 if TYPE_CHECKING:
@@ -57,31 +57,32 @@ class Contraction:
 class Evidence:
     """The groups of a graph, and on demand its activations and gradients on samples.
 
-    samples: calibration data, None where there is none. loss, loss_output: what gradients are taken of, and of which
-    output; see `passes.calibration.losses.Loss`. progress: called as progress(label, done, total) while data are
-    looked at.
+    groups: or the graph alone; its groups are then found when they are asked for. samples: calibration data, None where
+    there is none. loss, loss_output: what gradients are taken of, and of which output; see
+    `passes.calibration.losses.Loss`. progress: called as progress(label, done, total) while data are looked at.
     """
 
     def __init__(
         self,
-        groups: Groups,
+        groups: Groups | Graph,
         samples: Samples | None = None,
         loss: str | Function = "cross_entropy",
         *,
         loss_output: str | None = None,
         progress: Progress = lambda label, done, total: None,
     ) -> None:
-        self.groups = groups
+        self.graph = groups if isinstance(groups, Graph) else groups.graph
+        self._groups = None if isinstance(groups, Graph) else groups
         self.loss = loss
         self.loss_output = loss_output
         self.progress = progress
         self._samples = samples
         self._moments: dict[tuple[Value, int], Moments] = {}
 
-    @property
-    def graph(self) -> Graph:
-        """The network."""
-        return self.groups.graph
+    @cached_property
+    def groups(self) -> Groups:
+        """The dependency groups of the network."""
+        return dependency_groups(self.graph) if self._groups is None else self._groups
 
     @property
     def samples(self) -> Samples:

@@ -152,7 +152,7 @@ class Gradients:
                     raise SecateurError(
                         "E_LOSS",
                         f"the loss is {loss.item():g} on samples {done * size + start} and after",
-                        where="prune(loss=…)",
+                        where="loss=…",
                         hint="look at the labels and the scale of the inputs there",
                     )
                 yield loss, (stop - start) / count

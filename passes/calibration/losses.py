@@ -62,7 +62,7 @@ class Loss:
             raise SecateurError(
                 "E_LOSS",
                 f"the loss gave {got}, not a scalar that depends on the output",
-                where="prune(loss=…)",
+                where="loss=…",
                 hint="return the mean over the batch, computed in torch from the tensors given",
             )
         return loss.reshape(())
@@ -76,7 +76,7 @@ def check_loss(kind: object) -> None:
     raise SecateurError(
         "E_OPTION_VALUE",
         f"loss cannot be {kind!r}",
-        where="prune(loss=…)",
+        where="loss=…",
         hint=f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(LOSSES)}; in Python, a function too",
     )
 
@@ -139,10 +139,10 @@ def _wrong(what: str, loss: str) -> SecateurError:
     return SecateurError(
         "E_LABELS",
         f"labels for {loss} must be {what}",
-        where="prune(labels=…)",
+        where="labels=…",
         hint="cross_entropy takes one class number for each scored position, mse targets of the output's shape",
     )
 
 
 def _no_output(message: str, names: list[str]) -> SecateurError:
-    return SecateurError("E_LOSS_OUTPUT", message, where="prune(loss_output=…)", hint=f"one of: {', '.join(names)}")
+    return SecateurError("E_LOSS_OUTPUT", message, where="loss_output=…", hint=f"one of: {', '.join(names)}")

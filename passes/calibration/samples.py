@@ -99,7 +99,7 @@ def _labels(graph: Graph, arrays: Feeds, name: str) -> np.ndarray | None:
         raise SecateurError(
             "E_LABELS",
             f"the labels {name!r} are {kind}",
-            where="prune(labels=…)",
+            where="labels=…",
             hint="give finite numbers, one row a sample",
         )
     return found
@@ -255,7 +255,7 @@ def no_calibration(who: str) -> SecateurError:
     return SecateurError(
         "E_NO_CALIBRATION",
         f"{who} needs calibration data",
-        where="prune(calibration=…)",
+        where="calibration=…",
         hint="give an .npz of inputs, or 'none' for noise; l1, l2, lamp, fpgm and bn_scale need no data",
     )
 
@@ -265,13 +265,13 @@ def no_labels(message: str) -> SecateurError:
     return SecateurError(
         "E_NO_LABELS",
         message,
-        where="prune(calibration=…)",
+        where="calibration=…",
         hint="add an array 'labels', one row a sample, or name it (--labels NAME); wanda, flap and obspa need none",
     )
 
 
 def _wrong(message: str, hint: str) -> SecateurError:
-    return SecateurError("E_CALIBRATION", message, where="prune(calibration=…)", hint=hint)
+    return SecateurError("E_CALIBRATION", message, where="calibration=…", hint=hint)
 
 
 def first(samples: Samples, count: int) -> Samples:

@@ -29,6 +29,7 @@ from passes.importance.criterion import (
     register_criterion,
     unit_scores,
 )
+from passes.importance.data import criterion_samples
 
 __all__ = [
     "AGGREGATES",
@@ -36,6 +37,7 @@ __all__ = [
     "ParameterCriterion",
     "available_criteria",
     "criterion",
+    "criterion_samples",
     "register_criterion",
     "unit_scores",
 ]

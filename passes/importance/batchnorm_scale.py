@@ -15,6 +15,8 @@ from passes.importance.criterion import ParameterCriterion, register_criterion
 class BatchNormScale(ParameterCriterion):
     """Sum of |gamma| over the group's BatchNormalizations; groups without one are not scored, so not pruned."""
 
+    scores_weights = False
+
     def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:
         return any(n.op == "BatchNormalization" and i == 1 for n, i in uses)
 

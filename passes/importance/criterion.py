@@ -36,11 +36,13 @@ Share = tuple[np.ndarray, np.ndarray]
 class Criterion(ABC):
     """Importance of units: larger means more important.
 
-    needs: what it asks of calibration: "" (nothing), "samples" or "labels".
+    needs: what it asks of calibration: "" (nothing), "samples" or "labels". scores_weights: whether it scores single
+    weights too, for sparsity.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[str] = ""
+    scores_weights: ClassVar[bool] = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -53,9 +55,25 @@ class Criterion(ABC):
         """The score of each unit from the aggregate over all that it owns."""
         return totals
 
+    def prepare(self, evidence: Evidence) -> None:  # noqa: B027  (nothing to gather is common)
+        """Gather what scores need beyond the weights; called once, before any is scored."""
+
+    def scores_weights_of(self, evidence: Evidence, constant: Value) -> bool:
+        """Whether it scores the weights of a constant one by one. `prepare` comes before."""
+        return False
+
+    def weight_scores(self, evidence: Evidence, constant: Value) -> np.ndarray:
+        """Scores of single weights, in the shape of the constant, which add up over weights that go together.
+
+        For constants that `scores_weights_of` says yes to.
+        """
+        raise NotImplementedError
+
 
 class ParameterCriterion(Criterion):
     """A criterion that scores parameters one by one."""
+
+    scores_weights = True
 
     def selects(self, constant: Value, uses: list[tuple[Node, int]]) -> bool:
         """Whether a constant takes part. uses: the (node, input index) pairs that read it. By default weights do."""
@@ -65,14 +83,20 @@ class ParameterCriterion(Criterion):
     def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
         """Scores of `data`, element by element: the values of `rows` (along axis 0) of the constant, in float32."""
 
-    def prepare(self, evidence: Evidence) -> None:
-        """Gather what scores need beyond the weights; called once, before any is scored."""
-
     def shares(self, evidence: Evidence) -> Iterator[Share]:
         self.prepare(evidence)
         for constant in evidence.constants():
             if self.selects(constant, evidence.uses.get(constant, [])):
                 yield from self._shares_of(evidence, constant)
+
+    def scores_weights_of(self, evidence: Evidence, constant: Value) -> bool:
+        return self.selects(constant, evidence.uses.get(constant, []))
+
+    def weight_scores(self, evidence: Evidence, constant: Value) -> np.ndarray:
+        uses = evidence.direct.get(constant, [])
+        return np.concatenate(
+            [self.score(row_values(constant, uses, rows), constant, rows) for rows in _row_blocks(constant)]
+        )
 
     def _shares_of(self, evidence: Evidence, constant: Value) -> Iterator[Share]:
         layout = evidence.groups.layouts.get(constant) or []

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from compiler.ir import Value
 from passes.calibration.evidence import Evidence
 from passes.importance.criterion import Criterion, Share, is_weight, register_criterion
 
@@ -19,6 +20,16 @@ class HessianTrace(Criterion):
     """Sum over members of tr(H) / (2 p) |w|^2 of the slice of p weights."""
 
     needs = "labels"
+
+    scores_weights = True
+
+    def scores_weights_of(self, evidence: Evidence, constant: Value) -> bool:
+        uses = evidence.uses.get(constant, [])
+        return constant in evidence.gradients.hessian_diagonal and is_weight(constant, uses)
+
+    def weight_scores(self, evidence: Evidence, constant: Value) -> np.ndarray:
+        diagonal = evidence.gradients.hessian_diagonal[constant]
+        return diagonal * np.square(np.asarray(constant.numpy(), np.float64)) / 2
 
     def shares(self, evidence: Evidence) -> Iterator[Share]:
         diagonal = evidence.gradients.hessian_diagonal

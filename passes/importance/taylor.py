@@ -31,5 +31,8 @@ class TaylorGroup(Taylor):
     def combine(self, weights: np.ndarray, derivative: np.ndarray) -> np.ndarray:
         return weights * derivative
 
+    def weight_scores(self, evidence: Evidence, constant: Value) -> np.ndarray:
+        return np.square(super().weight_scores(evidence, constant))
+
     def finish(self, totals: np.ndarray) -> np.ndarray:
         return np.square(totals)

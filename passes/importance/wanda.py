@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.calibration.evidence import Contraction, Evidence, Moments
-from passes.importance.activations import ActivationCriterion, columns
+from passes.calibration.evidence import Moments
+from passes.importance.activations import ScaledCriterion
 from passes.importance.criterion import register_criterion
 
 
 @register_criterion("wanda")
-class Wanda(ActivationCriterion):
+class Wanda(ScaledCriterion):
     """Sum over weights of |w_ij| times the norm of input j.
 
     Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (ICLR 2024, arXiv:2306.11695).
     """
 
-    def positions(self, moments: Moments, evidence: Evidence, contraction: Contraction) -> np.ndarray:
-        return np.sqrt(moments.square * moments.count) * columns(np.abs, evidence, contraction)
+    norm = np.abs
+
+    def factor(self, moments: Moments) -> np.ndarray:
+        return np.sqrt(moments.square * moments.count)

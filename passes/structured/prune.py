@@ -6,7 +6,6 @@ coupled channels, rank, and remove whole units everywhere at once.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,12 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compiler.ir import Cost, Graph, SecateurError, graph_cost
-from passes.calibration import Evidence, Samples, calibration_samples
+from passes.calibration import Evidence, Samples
 from passes.calibration.losses import check_loss
-from passes.calibration.samples import LABELS, no_calibration, no_labels
+from passes.calibration.samples import LABELS
 from passes.coupling.groups import Fixed, Groups, dependency_groups
 from passes.coupling.transform import restrict
-from passes.importance import AGGREGATES, Criterion, criterion, unit_scores
+from passes.importance import AGGREGATES, Criterion, criterion, criterion_samples, unit_scores
 from passes.pipeline import Context, Pass, register_pass
 from passes.reconstruction import MENDS, Mended, mend
 from passes.structured.budget import METRICS, PATHS, choose_steps, keep_flags
@@ -115,11 +114,11 @@ class Prune(Pass):
                 where="prune(ratio=…)",
                 hint="ratio=0.5 removes half of the metric",
             )
-        _one_of("metric", self.metric, tuple(METRICS))
-        _one_of("scope", self.scope, tuple(PATHS))
-        _one_of("normalize", self.normalize, NORMALIZATIONS)
-        _one_of("aggregate", self.aggregate, AGGREGATES)
-        _one_of("mend", self.mend, ("auto", *MENDS))
+        self.one_of("metric", tuple(METRICS))
+        self.one_of("scope", tuple(PATHS))
+        self.one_of("normalize", NORMALIZATIONS)
+        self.one_of("aggregate", AGGREGATES)
+        self.one_of("mend", ("auto", *MENDS))
         check_loss(self.loss)
         if not 0 < self.max_ratio <= 1:
             raise SecateurError(
@@ -132,7 +131,9 @@ class Prune(Pass):
     def run(self, graph: Graph, context: Context) -> Graph:
         chosen = criterion(self.criterion, self.seed)
         mending = self._mending()
-        samples = self._samples(graph, chosen, mending)
+        samples = criterion_samples(
+            graph, chosen, self.calibration, limit=self.samples, labels=self.labels, mend=mending
+        )
         stages: list[Stage] = []
         ladders: list[Ladder] = []
         mended: Mended | None = None
@@ -157,19 +158,6 @@ class Prune(Pass):
                 current = mended.graph
         context.report(self.name, self._report(graph, current, stages, ladders, mended))
         return current
-
-    def _samples(self, graph: Graph, chosen: Criterion, mending: str) -> Samples | None:
-        """The calibration data; E_NO_CALIBRATION or E_NO_LABELS where what is needed is not there."""
-        if self.calibration is None:
-            if chosen.needs == "labels":
-                raise no_labels(f"criterion {self.criterion!r} needs calibration data with labels")
-            if chosen.needs or mending != "none":
-                raise no_calibration(f"criterion {self.criterion!r}" if chosen.needs else f"mend={mending}")
-            return None
-        samples = calibration_samples(graph, self.calibration, limit=self.samples, labels=self.labels)
-        if chosen.needs == "labels" and samples.labels is None:
-            raise no_labels(f"criterion {self.criterion!r} needs labels, and the calibration data have none")
-        return samples
 
     def _mending(self) -> str:
         if self.mend != "auto":
@@ -231,15 +219,4 @@ class Prune(Pass):
             fixed=first.fixed,
             stages=tuple(stages),
             mended=mended,
-        )
-
-
-def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        close = difflib.get_close_matches(value, known, 1)
-        raise SecateurError(
-            "E_OPTION_VALUE",
-            f"{option} cannot be {value!r}",
-            where=f"prune({option}=…)",
-            hint=f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known)}",
         )
