@@ -3,6 +3,7 @@
 from passes.coupling import Carried, Group, Groups, carried, certify, dependency_groups
 from passes.pipeline import Context, Pass, Pipeline, available_passes, make_pass, parse_passes, register_pass
 from passes.simplify import Simplify
+from passes.sparsity import Sparsify, sparsity_of
 from passes.structured import Prune
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Pipeline",
     "Prune",
     "Simplify",
+    "Sparsify",
     "available_passes",
     "carried",
     "certify",
@@ -21,4 +23,5 @@ __all__ = [
     "make_pass",
     "parse_passes",
     "register_pass",
+    "sparsity_of",
 ]

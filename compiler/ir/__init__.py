@@ -2,7 +2,7 @@
 
 import compiler.ir.contrib  # noqa: F401  (registers its shape rules)
 from compiler.errors import CheckFailed, SecateurError
-from compiler.ir.constant import ArrayConstant, Constant, MappedConstant, Selection
+from compiler.ir.constant import ArrayConstant, Constant, MappedConstant, MaskedConstant, Selection
 from compiler.ir.cost import Cost, cost_rule, graph_cost, node_cost, node_macs
 from compiler.ir.graph import MIN_OPSET, Dim, Graph, Node, Origin, Value, subgraphs
 from compiler.ir.shapes import infer_shapes, shape_rule
@@ -18,6 +18,7 @@ __all__ = [
     "Dim",
     "Graph",
     "MappedConstant",
+    "MaskedConstant",
     "Node",
     "Origin",
     "SecateurError",

@@ -1,4 +1,4 @@
-"""Constant data of the IR: in memory, memory-mapped from a file, or a slice of another constant.
+"""Constant data of the IR: in memory, memory-mapped from a file, or a slice or a part of another constant.
 
 Nothing is read until `numpy()` is called, so a model much larger than memory opens at once and a
 pruned model is written tensor by tensor.
@@ -100,6 +100,25 @@ class TakenConstant(Constant):
         for axis in sorted(self._indices, key=lambda a: len(self._indices[a]) / max(1, self._base.shape[a])):
             array = np.take(array, self._indices[axis], axis=axis)
         return np.ascontiguousarray(array)
+
+    def sources(self) -> frozenset[Path]:
+        return self._base.sources()
+
+
+class MaskedConstant(Constant):
+    """Another constant with zeros where a mask is off, put in when it is read; the mask takes one bit an element."""
+
+    def __init__(self, base: Constant, mask: np.ndarray) -> None:
+        self._base = base
+        self._bits = np.packbits(mask, axis=None)
+        self.dtype = base.dtype
+        self.shape = base.shape
+
+    def numpy(self) -> np.ndarray:
+        result = np.zeros(self.shape, self.dtype)
+        mask = np.unpackbits(self._bits, count=self.size).view(bool).reshape(self.shape)
+        np.copyto(result, self._base.numpy(), where=mask)
+        return result
 
     def sources(self) -> frozenset[Path]:
         return self._base.sources()
