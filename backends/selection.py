@@ -6,7 +6,8 @@ measurements (see docs/performance.md) and say how much a vector costs from each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,12 @@ import numpy as np
 from backends.formats import BlockCSR
 from backends.schedules.conv import conv2d, dense_method
 from backends.schedules.kernel import Kernel
+from backends.schedules.matmul import matmul
 from backends.schedules.rows import cover
 from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d
+from backends.schedules.sparse_matmul import SparseMatMulSpec, outputs_first, sparse_matmul, supported
 from backends.schedules.sparse_tiles import Vector
-from backends.schedules.specs import ConvSpec
+from backends.schedules.specs import ConvSpec, MatMulSpec
 from backends.target import Target
 
 #: A layer with a larger share of nonzeros is not tried as a sparse one.
@@ -26,6 +29,8 @@ _DENSEST = 0.65
 _MARGIN = 0.95
 BLOCKS = (1, 2, 4)
 _VECTORS = (2, 3, 4, 6, 8)
+#: Cycles per byte of weights that are used only once.
+_BYTES_COST = 0.12
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,31 @@ class Choice:
 
 def choose_conv(spec: ConvSpec, weights: np.ndarray, target: Target) -> Choice:
     """The schedule of a convolution with these weights [out, in // groups, kh, kw]."""
-    nonzeros = int(np.count_nonzero(weights))
     method, cycles = dense_conv_cycles(spec, target)
-    dense = Candidate(method, "dense", "", cycles, lambda target, parallel: conv2d(spec, target, parallel))
-    found = [dense]
-    if method != "depthwise" and nonzeros <= _DENSEST * weights.size:
-        found += sparse_conv_candidates(spec, weights, target)
+    dense = Candidate(f"{method}_conv2d", "dense", "", cycles, lambda target, parallel: conv2d(spec, target, parallel))
+    if method == "depthwise":
+        return _best(dense, weights, ())
+    # What has to be gathered into panels may as well be read through positions, even where hardly a weight is zero.
+    densest = 1.0 if method == "panels" else _DENSEST
+    return _best(dense, weights, sparse_conv_candidates(spec, weights, target), densest)
+
+
+def choose_matmul(spec: MatMulSpec, weights: np.ndarray | None, target: Target) -> Choice:
+    """The schedule of a matrix product whose constant operand, if it has one, is `weights` as it is stored."""
+    cycles = spec.macs / target.lanes() * 1.04
+    if weights is not None and spec.m * spec.batch < 8:
+        # So few rows that the weights come from memory faster than they are used.
+        cycles = max(cycles, weights.size * _BYTES_COST * 4)
+    dense = Candidate("matmul", "dense", "", cycles, lambda target, parallel: matmul(spec, target, parallel))
+    if weights is None or not supported(spec):
+        return Choice(dense, (), 0 if weights is None else int(np.count_nonzero(weights)), spec.k * spec.n)
+    return _best(dense, weights, sparse_matmul_candidates(spec, weights, target))
+
+
+def _best(dense: Candidate, weights: np.ndarray, sparse: Iterable[Candidate], densest: float = _DENSEST) -> Choice:
+    """The cheapest; a sparse candidate has to be clearly cheaper than the dense one."""
+    nonzeros = int(np.count_nonzero(weights))
+    found = [dense, *(sparse if nonzeros <= densest * weights.size else ())]
     ranked = sorted(found, key=lambda c: c.cycles)
     chosen = ranked[0] if ranked[0].cycles < _MARGIN * dense.cycles else dense
     return Choice(chosen, tuple(c for c in ranked if c is not chosen), nonzeros, int(weights.size))
@@ -93,43 +117,67 @@ def dense_conv_cycles(spec: ConvSpec, target: Target) -> tuple[str, float]:
     taps = spec.kernel[0] * spec.kernel[1]
     gathered = 0.0
     if taps > 1 or spec.strides != (1, 1):
-        gathered = 2.0 * spec.batch * spec.in_channels * taps * pixels / lanes
+        gathered = _GATHER * spec.batch * spec.in_channels * taps * pixels / lanes
     return method, work * padded * 1.04 + gathered
 
 
 def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
     """The best tile for each block height."""
-    outputs = spec.out_channels // spec.groups
-    grouped = np.asarray(weights).reshape(spec.groups, outputs, -1)
+    grouped = np.asarray(weights).reshape(spec.groups, spec.out_channels // spec.groups, -1)
+    for block, stored, fill in _encodings(list(grouped)):
+        tiles = [SparseConvSpec(spec, block, v, 1, packed) for v in _VECTORS for packed in (False, True)]
+        fitting = [t for t in tiles if (t.packs or not t.packed) and t.registers(target) <= target.vector_registers]
+        if fitting:
+            cycles, best = min(
+                ((sparse_conv_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0]
+            )
+            make = functools.partial(_make, sparse_conv2d, best)
+            yield Candidate("sparse_conv2d", _name(block), best.label, cycles * fill, make)
+
+
+def sparse_matmul_candidates(spec: MatMulSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
+    """The best tile for each block height."""
+    for block, stored, fill in _encodings([outputs_first(spec, weights)]):
+        tiles = [SparseMatMulSpec(spec, block, vectors) for vectors in _VECTORS]
+        fitting = [t for t in tiles if t.registers(target) <= target.vector_registers]
+        if fitting:
+            costs = ((sparse_matmul_cycles(t, stored, target), t) for t in fitting)
+            cycles, best = min(costs, key=lambda found: found[0])
+            make = functools.partial(_make, sparse_matmul, best)
+            yield Candidate("sparse_matmul", _name(block), best.label, cycles * fill, make)
+
+
+def _encodings(matrices: list[np.ndarray]) -> Iterator[tuple[int, int, float]]:
+    """(block, entries stored, penalty) for the block heights that are worth a try.
+
+    Zeros that fill blocks cost memory as well as time, so they carry a penalty.
+    """
+    nonzeros = sum(int(np.count_nonzero(matrix)) for matrix in matrices)
     for block in BLOCKS:
-        if block > 1 and outputs < block:
+        if block > 1 and len(matrices[0]) < block:
             continue
-        entries = [BlockCSR.encode(matrix, block) for matrix in grouped]
-        stored = sum(part.entries for part in entries)
-        if block > 1 and np.count_nonzero(weights) < 0.5 * stored * block:
-            continue  # mostly zeros: plain rows do better
-        best: tuple[float, SparseConvSpec] | None = None
-        for vectors in _VECTORS:
-            for packed in (False, True):
-                choice = SparseConvSpec(spec, block, vectors, 1, packed)
-                if (packed and not choice.packs) or choice.registers(target) > target.vector_registers:
-                    continue
-                cycles = sparse_conv_cycles(choice, stored, target)
-                if best is None or cycles < best[0] * 0.999:
-                    best = (cycles, choice)
-        if best is not None:
-            cycles, choice = best
-            # Zeros that fill blocks cost memory as well as time.
-            cycles *= 1.0 if block == 1 else 1.0 + 0.15 * (1 - np.count_nonzero(weights) / max(1, stored * block))
-            yield Candidate("sparse", f"{block}x1" if block > 1 else "csr", choice.label, cycles, _maker(choice))
+        stored = sum(BlockCSR.encode(matrix, block).entries for matrix in matrices)
+        if block == 1 or nonzeros >= 0.5 * stored * block:
+            yield block, stored, 1.0 + 0.15 * (1 - nonzeros / max(1, stored * block))
 
 
-def _maker(spec: SparseConvSpec) -> Callable[[Target, bool], Kernel]:
-    return lambda target, parallel: sparse_conv2d(spec, target, parallel)
+def _name(block: int) -> str:
+    return "csr" if block == 1 else f"{block}x1"
 
 
-#: Cycles of loading a whole vector: from the first-level cache, there across a line's end, from the second level.
-_NEAR, _ACROSS, _FAR = 1.05, 1.7, 1.8
+def _make(schedule: Callable[..., Kernel], spec: object, target: Target, parallel: bool) -> Kernel:
+    return schedule(spec, target, parallel)
+
+
+#: Cycles of a multiply-add with a vector from the first-level cache, with one there across a line's end, and with one
+#: from the second level: the share of far ones grows until a tile is so many first-level caches large.
+_NEAR, _ACROSS, _FAR, _FAR_ACROSS, _ALL_FAR = 0.95, 1.75, 2.2, 2.55, 2.5
+#: Cycles per entry, per channel of an entry's block, per block, per channel of it, and per stored piece of a vector.
+_ENTRY, _CHANNEL, _BLOCK, _ROW, _STORE = 1.1, 0.27, 9.0, 1.1, 3.0
+#: Cycles of copying a vector into staged memory, and of turning an element round.
+_COPY, _TURN = 2.9, 0.15
+#: Cycles of gathering a vector into a panel.
+_GATHER = 6.0
 
 
 def sparse_conv_cycles(spec: SparseConvSpec, entries: int, target: Target) -> float:
@@ -137,17 +185,39 @@ def sparse_conv_cycles(spec: SparseConvSpec, entries: int, target: Target) -> fl
     conv, tiles, lanes, size = spec.conv, spec.tiles(target), target.lanes(), spec.block
     vectors = sum(_cost(v, lanes) for v in tiles.vectors)
     count = conv.batch * tiles.bands * tiles.tiles_per_band
-    beyond = min(1.0, max(0.0, (tiles.footprint * 4 / target.l1_bytes - 0.8) / 1.2))
-    load = _NEAR + beyond * (_FAR - _NEAR) if tiles.aligned else _ACROSS + beyond * 0.4
-    if size == 1:
-        step = max(vectors * load, 4.0 / spec.unroll) + 0.7
-    else:
-        step = max(vectors * size * 1.05 + 0.15 * size, vectors * load + 0.5 * size, 4.0)
+    step = _step_cycles(vectors, size, spec.unroll, _load_cycles(tiles.footprint * 4, tiles.aligned, target))
     blocks = conv.groups * -(-(conv.out_channels // conv.groups) // size)
-    pieces = sum(max(1.0, 0.75 * len(v.pieces)) * (1 if v.whole else 1.5) for v in tiles.vectors)
-    store = size * (pieces * 1.4 + 2.0) + 8.0
-    staged = 2.2 * conv.batch * conv.groups * tiles.bands * tiles.scratch / lanes
+    store = size * (sum(len(v.pieces) for v in tiles.vectors) * _STORE + _ROW) + _BLOCK
+    staged = _COPY * conv.batch * conv.groups * tiles.bands * tiles.scratch / lanes
     return count * (entries * step + blocks * store) + staged
+
+
+def sparse_matmul_cycles(spec: SparseMatMulSpec, entries: int, target: Target) -> float:
+    """Cycles of a sparse product whose blocks store `entries` positions in all."""
+    conv = spec.as_convolution()
+    if conv is not None:
+        return sparse_conv_cycles(conv, entries, target)
+    product, lanes, size = spec.matmul, target.lanes(), spec.block
+    length, vectors, count = spec.tile(target)
+    footprint = product.k * vectors * lanes * 4
+    step = _step_cycles(vectors, size, spec.unroll, _load_cycles(footprint, True, target))
+    blocks = -(-product.n // size)
+    turned = _TURN * length * (product.k + product.n)
+    return count * (entries * step + blocks * (size * (vectors * _STORE + _ROW) + _BLOCK) + turned)
+
+
+def _load_cycles(footprint: int, aligned: bool, target: Target) -> float:
+    """Cycles of loading a vector of a tile that reads `footprint` bytes."""
+    far = min(1.0, footprint / (_ALL_FAR * target.l1_bytes))
+    near, beyond = (_NEAR, _FAR) if aligned else (_ACROSS, _FAR_ACROSS)
+    return near + far * (beyond - near)
+
+
+def _step_cycles(vectors: float, size: int, unroll: int, load: float) -> float:
+    """Cycles of one entry of a block of `size` channels against `vectors` vectors."""
+    if size == 1:
+        return max(vectors * load, 4.0 / unroll) + _ENTRY
+    return max(vectors * (size + 0.5 * (load - _NEAR)), 4.0) + _CHANNEL * size
 
 
 def _cost(vector: Vector, lanes: int) -> float:

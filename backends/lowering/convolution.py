@@ -78,7 +78,7 @@ def _conv(node: Node, lower: Lowering) -> None:
             assert weights is not None
             choice = choose_conv(spec, weights.numpy(), lower.target)
             kernel = choice.chosen.make(lower.target, lower.parallel)
-            _scheduled(node, lower, kernel, f"{choice.chosen.schedule}_conv2d", choice)
+            _scheduled(node, lower, kernel, choice.chosen.schedule, choice)
             return
     reads = [lower.buffer(v) for v in node.inputs if v is not None]
     direct = DirectConvSpec(x, w, y, window, groups, epilogue)

@@ -15,8 +15,8 @@ from backends.lowering.program import Buffer
 from backends.lowering.rules import lowering
 from backends.schedules.emit import Array, Emitter, Expr, Index
 from backends.schedules.epilogue import Epilogue
-from backends.schedules.matmul import matmul
 from backends.schedules.specs import MatMulSpec
+from backends.selection import choose_matmul
 from compiler.ir.graph import Node
 
 
@@ -124,21 +124,20 @@ def _by_schedule(lower: Lowering, node: Node, direct: DirectMatMulSpec) -> bool:
         epilogue=direct.epilogue,
         bias_axis="m" if _by_rows(direct) else "n",
     )
-    kernel = matmul(spec, lower.target, lower.parallel)
+    weight = {"a": left, "b": right}.get(side or "")
+    scaled = None if weight is None else weight.numpy() * np.float32(direct.alpha)
+    choice = choose_matmul(spec, scaled, lower.target)
+    kernel = choice.chosen.make(lower.target, lower.parallel)
     vector = None
     if bias is not None:
         length = m if spec.bias_axis == "m" else direct.n
         vector = np.broadcast_to(bias.numpy().reshape(-1), (length,)) * np.float32(direct.beta)
-    weight = {"a": left, "b": right}.get(side or "")
-    if weight is None:
-        packed = kernel.pack(bias=vector)
-    else:
-        packed = kernel.pack(weight.numpy() * np.float32(direct.alpha), vector)
+    packed = kernel.pack(bias=vector) if scaled is None else kernel.pack(scaled, vector)
     activations = {"y": lower.result(node.outputs[0])}
     activations |= {role: lower.buffer(v) for role, v in (("a", left), ("b", right)) if role != side}
     if direct.epilogue.residual:
         activations["residual"] = lower.buffer(node.inputs[-1])
-    lower.schedule(kernel, activations, packed, "matmul")
+    lower.schedule(kernel, activations, packed, choice.chosen.schedule, {} if scaled is None else choice.describe())
     return True
 
 

@@ -13,6 +13,7 @@ from backends.schedules.kernel import ALIGNMENT, Kernel
 from backends.schedules.matmul import matmul
 from backends.schedules.pool import global_pool, pool2d
 from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d
+from backends.schedules.sparse_matmul import SparseMatMulSpec, sparse_matmul
 from backends.schedules.specs import ConvSpec, ConvTransposeSpec, MatMulSpec, PoolSpec
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MatMulSpec",
     "PoolSpec",
     "SparseConvSpec",
+    "SparseMatMulSpec",
     "activate",
     "conv2d",
     "conv_transpose2d",
@@ -39,5 +41,6 @@ __all__ = [
     "pool2d",
     "sigmoid",
     "sparse_conv2d",
+    "sparse_matmul",
     "tanh",
 ]

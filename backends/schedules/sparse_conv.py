@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
-from backends.formats import BlockCSR
 from backends.schedules import rows
-from backends.schedules.emit import Array, Emitter, Expr, Index, Registers, const, splat
+from backends.schedules.emit import Array, Emitter, Expr, Index, Registers
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.microkernel import LONG
 from backends.schedules.product import GRAINS, array_or_none, divide
 from backends.schedules.sparse_tiles import FlatTiles, Vector, WindowTiles
+from backends.schedules.sparse_weights import SparseWeights
 from backends.schedules.specs import ConvSpec
 from backends.target import Target
 from compiler.errors import SecateurError
@@ -86,26 +86,23 @@ class _Builder:
         conv = self.conv
         self.outputs, self.inputs = conv.out_channels // conv.groups, conv.in_channels // conv.groups
         self.depth = self.inputs * conv.kernel[0] * conv.kernel[1]
-        self.blocks = -(-self.outputs // spec.block)
         self.pixels = conv.out_height * conv.out_width
         self.streams = conv.out_channels * self.pixels * 4 > target.l2_bytes // 4
-        self.index = "uint16" if self.tiles.positions <= 1 << 16 else "int32"
+        self.weights = SparseWeights(
+            conv.groups, self.outputs, self.depth, spec.block, spec.unroll, self.tiles.positions, self.tiles.unit
+        )
+        self.blocks = self.weights.blocks
 
     def build(self) -> Kernel:
-        conv, spec = self.conv, self.spec
+        conv = self.conv
         problems, bands = conv.batch * conv.groups, self.tiles.bands
         together = self.parallel and problems * bands < GRAINS
         slots = problems * bands if together else min(GRAINS, problems * bands) if self.parallel else 1
         workspace = slots * self.tiles.scratch
-        symbol = symbol_for("sparse_conv", spec, self.target, self.parallel)
+        symbol = symbol_for("sparse_conv", self.spec, self.target, self.parallel)
         e = Emitter(symbol, self.parallel)
         self.x = e.param("x", conv.batch * conv.in_channels * conv.height * conv.width)
-        most = conv.groups * self.blocks * (self.depth + spec.unroll)
-        self.values = e.param("values", most * spec.block)
-        self.positions = e.param("positions", most, self.index)
-        self.starts = e.param("starts", conv.groups * self.blocks + 1, "int32")
-        self.order = e.param("order", conv.groups * self.blocks * spec.block, "int32")
-        self.bias = array_or_none(e, conv.epilogue.bias, "bias", conv.groups * self.blocks * spec.block)
+        self.arrays = self.weights.declare(e, conv.epilogue.bias)
         size = conv.batch * conv.out_channels * self.pixels
         self.residual = array_or_none(e, conv.epilogue.residual, "residual", size)
         self.y = e.param("y", size)
@@ -128,7 +125,6 @@ class _Builder:
                 if self.scratch is not None:
                     with e.loop(self.inputs) as channel:
                         self.tiles.stage(e, self.x, self._image(e, problem), band, channel, self.scratch, at)
-                    self.tiles.stage_end(e, self.scratch, at)
                 self._band(e, problem, band, at, 0, self.blocks)
 
     def _together(self, e: Emitter, problems: int) -> None:
@@ -140,8 +136,6 @@ class _Builder:
                 problem, band = divide(e, item, bands)
                 at = e.let(item * self.tiles.scratch)
                 self.tiles.stage(e, self.x, self._image(e, problem), band, channel, self.scratch, at)
-                with e.when(channel >= self.inputs - 1 if self.inputs > 1 else True):
-                    self.tiles.stage_end(e, self.scratch, at)
         splits = min(self.blocks, -(-GRAINS // items))
         each = -(-self.blocks // splits)
         splits = -(-self.blocks // each)
@@ -169,58 +163,22 @@ class _Builder:
 
     def _tile(self, e: Emitter, block: Index, source: Array, x_at: Index, y_at: Index) -> None:
         """One block of channels for one tile of pixels."""
-        size, vectors = self.spec.block, self.tiles.vectors
-        rows_at = [e.let(y_at + self.order.load(block * size + r) * self.pixels) for r in range(size)]
-        sums = [[e.registers(size, v.width) for v in vectors] for _ in range(self.spec.unroll)]
-        for step, part in enumerate(sums):
-            for r in range(size):
-                for v, acc in zip(vectors, part, strict=True):
-                    start = const(0.0, v.width)
-                    if self.bias is not None and step == 0:
-                        start = self.bias.splat(block * size + r, v.width)
-                    acc[r] = start
+        rows_at = [e.let(y_at + self.arrays.row(e, block, r) * self.pixels) for r in range(self.spec.block)]
         self._prefetch(e, block, y_at)
-        begin = e.let(self.starts.load(block))
-        steps = e.let(self.starts.load(block + 1) - begin)
-        with e.loop(steps) as j:
-            for step, part in enumerate(sums):
-                entry = e.let((begin + j) * self.spec.unroll + step)
-                self._step(e, entry, source, x_at, vectors, part)
-        for part in sums[1:]:
-            for v, acc, first in zip(vectors, part, sums[0], strict=True):
-                del v
-                for r in range(size):
-                    first[r] = first[r] + acc[r]
-        self._store(e, vectors, sums[0], rows_at)
+        sums = self.arrays.multiply(e, block, source, x_at, self.tiles.vectors)
+        self._store(e, self.tiles.vectors, sums, rows_at)
 
     def _prefetch(self, e: Emitter, block: Index, y_at: Index) -> None:
         """Ask for the lines of y that a later block writes, where y comes from beyond the second-level cache."""
         if not self.streams:
             return
-        size = self.spec.block
         later = e.let(tirx.min(block + _AHEAD, self.conv.groups * self.blocks - 1))
-        for r in range(size):
-            row = e.let(y_at + self.order.load(later * size + r) * self.pixels)
+        for r in range(self.spec.block):
+            row = e.let(y_at + self.arrays.row(e, later, r) * self.pixels)
             for piece in (piece for v in self.tiles.vectors for piece in v.pieces):
                 self.y.prefetch(row + piece.pixel, write=True)
                 if self.residual is not None:
                     self.residual.prefetch(row + piece.pixel)
-
-    def _step(
-        self, e: Emitter, entry: Index, source: Array, x_at: Index, vectors: tuple[Vector, ...], sums: list[Registers]
-    ) -> None:
-        size = self.spec.block
-        position = self.positions.load(entry).astype("int32")
-        place = e.let(x_at + position * self.tiles.unit)
-        if size == 1:
-            weight = e.name(self.values.load(entry))
-            for v, acc in zip(vectors, sums, strict=True):
-                acc[0] = acc[0] + source.load(place + v.at, v.width) * splat(weight, v.width)
-            return
-        xs = [e.name(source.load(place + v.at, v.width)) for v in vectors]
-        for r in range(size):
-            for v, acc, pixels in zip(vectors, sums, xs, strict=True):
-                acc[r] = acc[r] + pixels * self.values.splat(entry * size + r, v.width)
 
     def _store(self, e: Emitter, vectors: tuple[Vector, ...], sums: list[Registers], rows_at: list[Expr]) -> None:
         epilogue, size = self.conv.epilogue, self.spec.block
@@ -249,27 +207,13 @@ class _Builder:
 
     def pack(self, weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Weights [out, in // groups, kh, kw] and bias [out] as the kernel reads them."""
-        conv, spec = self.conv, self.spec
+        conv, (kh, kw) = self.conv, self.conv.kernel
         grouped = np.asarray(weights, np.float32).reshape(conv.groups, self.outputs, self.depth)
-        parts = [BlockCSR.encode(matrix, spec.block, spec.unroll) for matrix in grouped]
-        (kh, kw) = conv.kernel
         table = np.array(
             [self.tiles.position(c, ky, kx) for c in range(self.inputs) for ky in range(kh) for kx in range(kw)]
         )
-        ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
-        packed = {
-            "values": np.concatenate([part.values.reshape(-1) for part in parts]),
-            "positions": np.concatenate([table[part.columns] for part in parts]).astype(self.index),
-            "starts": np.concatenate(
-                [*(part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)), ends[-1:]]
-            ).astype(np.int32),
-            "order": np.concatenate([part.order.reshape(-1) for part in parts]).astype(np.int32),
-        }
-        if conv.epilogue.bias:
-            full = np.zeros(conv.out_channels, np.float32) if bias is None else np.asarray(bias, np.float32)
-            split = full.reshape(conv.groups, self.outputs)
-            packed["bias"] = np.concatenate([b[part.order.reshape(-1)] for b, part in zip(split, parts, strict=True)])
-        return packed
+        full = np.zeros(conv.out_channels, np.float32) if bias is None else bias
+        return self.weights.pack(list(grouped), table, full if conv.epilogue.bias else None)
 
 
 def _put(y: Array, residual: Array | None, epilogue: Epilogue, row: Index, vector: Vector, value: Expr) -> None:
@@ -289,6 +233,3 @@ def _put(y: Array, residual: Array | None, epilogue: Epilogue, row: Index, vecto
             part = rows.lanes(value, vector.width, piece.lane + offset, width)
             at = row + piece.pixel + offset
             y.store(at, epilogue.apply(part + residual.load(at, width)), width)
-
-
-__all__ = ["SparseConvSpec", "sparse_conv2d"]

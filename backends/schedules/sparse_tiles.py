@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from backends.schedules import rows
-from backends.schedules.emit import Array, Emitter, Index
+from backends.schedules.emit import LINE, Array, Emitter, Index
 from backends.schedules.product import divide
 from backends.schedules.specs import ConvSpec
 from backends.target import Target
@@ -45,7 +45,7 @@ class Vector:
         return len(self.pieces) == 1 and self.pieces[0].count == self.width
 
 
-def _line(length: int, lanes: int, at: int = 0, pixel: int = 0) -> list[Vector]:
+def line(length: int, lanes: int, at: int = 0, pixel: int = 0) -> list[Vector]:
     """Vectors over a row of `length` pixels, the last of which may read beyond it."""
     found = []
     for first in range(0, length, lanes):
@@ -78,7 +78,7 @@ class FlatTiles:
         """The vectors of a tile."""
         lanes = self.target.lanes()
         if self.packed or self.pixels == self.length:
-            found = _line(self.length, lanes)
+            found = line(self.length, lanes)
             if self.packed or found[-1].whole:
                 return tuple(found)
         # Unpacked, nothing beyond the row may be read: the last vectors overlap.
@@ -141,9 +141,6 @@ class FlatTiles:
         """Copy one channel of a band."""
         source = e.let(image + channel * self.pixels + self.first_pixel(e, band, 0))
         rows.copy(e, scratch, e.let(at + channel * self.pitch), x, source, 1, self.length, self.target.lanes())
-
-    def stage_end(self, e: Emitter, scratch: Array, at: Index) -> None:
-        """Nothing follows the last channel."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +219,7 @@ class WindowTiles:
         found: list[Vector] = []
         if group == 1:
             for row in range(self.height):
-                found += _line(self.columns, lanes, row * self.pitch, row * wide)
+                found += line(self.columns, lanes, row * self.pitch, row * wide)
             return tuple(found)
         for first in range(0, self.height, group):
             there = range(first, min(first + group, self.height))
@@ -268,8 +265,10 @@ class WindowTiles:
         return high + self._reach[0]
 
     def _plane(self, tile_rows: int) -> int:
-        """Elements of one staged channel; what the last vectors read beyond their rows is the next channel's."""
-        return len(self._phases[0]) * len(self._phases[1]) * self._lines(tile_rows) * self.pitch
+        """Elements from one staged channel to the next: an odd number of cache lines, which spreads them over the
+        sets of the cache."""
+        size = len(self._phases[0]) * len(self._phases[1]) * self._lines(tile_rows) * self.pitch + self._margin
+        return (-(-size // LINE) | 1) * LINE
 
     @property
     def scratch(self) -> int:
@@ -335,6 +334,7 @@ class WindowTiles:
         lines, needed = self._lines(self.tile_rows_per_band), self.pitch
         source = e.let(image + channel * (spec.height * spec.width))
         plane = e.let(at + channel * self._plane(self.tile_rows_per_band))
+        self._stage_margin(e, scratch, plane)
         first = e.let(self._band_row(e, band) * sh - top)
         for i, row_phase in enumerate(self._phases[0]):
             block = e.let(plane + i * (len(self._phases[1]) * lines * self.pitch))
@@ -358,8 +358,7 @@ class WindowTiles:
 
                 e.choose(tirx.all(row >= 0, row < spec.height), inside, outside)
 
-    def stage_end(self, e: Emitter, scratch: Array, at: Index) -> None:
-        """The zeros that the last row of the last channel shares with what follows."""
-        inputs = self.spec.in_channels // self.spec.groups
-        end = e.let(at + inputs * self._plane(self.tile_rows_per_band))
-        rows.fill(e, scratch, end, self._margin, self.target.lanes(), 0.0)
+    def _stage_margin(self, e: Emitter, scratch: Array, plane: Index) -> None:
+        """The zeros that the last row of a channel shares with what follows."""
+        size = len(self._phases[0]) * len(self._phases[1]) * self._lines(self.tile_rows_per_band) * self.pitch
+        rows.fill(e, scratch, e.let(plane + size), self._margin, self.target.lanes(), 0.0)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 from backends.lowering import lower
-from backends.schedules import ConvSpec, Epilogue, SparseConvSpec, sparse_conv2d
-from backends.selection import choose_conv
+from backends.schedules import ConvSpec, Epilogue, MatMulSpec, SparseConvSpec, sparse_conv2d
+from backends.schedules.sparse_matmul import SparseMatMulSpec, sparse_matmul, supported
+from backends.selection import choose_conv, choose_matmul
 from backends.target import Target
 from compiler.errors import SecateurError
 from compiler.frontends.onnx import load_onnx
@@ -67,8 +68,12 @@ def reference(conv: ConvSpec, arrays: dict[str, np.ndarray], w: np.ndarray, bias
     y = F.conv2d(x, torch.tensor(w), used, conv.strides, 0, conv.dilations, conv.groups)
     if conv.epilogue.residual:
         y = y + torch.tensor(arrays["residual"])
+    return activated(conv.epilogue, y)
+
+
+def activated(epilogue: Epilogue, y: torch.Tensor) -> np.ndarray:
     rules = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "clip": lambda v: torch.clip(v, 0, 6), None: lambda v: v}
-    return rules[conv.epilogue.activation](y).numpy()
+    return rules[epilogue.activation](y).numpy()
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -92,6 +97,68 @@ def test_sparse_convolutions_of_all_shapes(name):
         actual = library.call(kernel, {**arrays, **kernel.pack(w, bias)}, shape, bool(index % 3))
         error = np.linalg.norm(actual.astype(np.float64) - expected)
         assert error <= 1e-5 * np.linalg.norm(expected) + 1e-30, spec
+
+
+def products(seed: int, count: int) -> Iterator[SparseMatMulSpec]:
+    """Random products with the constant on either side, one row or many, with and without batch."""
+    r = np.random.default_rng(seed)
+    for index in range(count):
+        side = "b" if index % 4 else "a"
+        batch, m, k, n = int(r.choice([1, 1, 3])), int(r.choice([1, r.integers(1, 40), r.integers(40, 114)])), 0, 0
+        k, n = int(r.integers(1, 68)), int(r.integers(1, 68))
+        epilogue = EPILOGUES[int(r.integers(len(EPILOGUES)))]
+        product = MatMulSpec(
+            batch,
+            m,
+            k,
+            n,
+            transpose_a=side == "a" and bool(r.integers(2)),
+            transpose_b=side == "b" and bool(r.integers(2)),
+            weight_side=side,
+            a_batched=side == "b",
+            b_batched=side == "a",
+            epilogue=epilogue,
+            bias_axis="n" if side == "b" else "m",
+        )
+        block = int(r.choice([1, 2, 4]))
+        yield SparseMatMulSpec(product, block, int(r.integers(1, 8 // block + 1)), int(r.choice([1, 2])))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_sparse_products_of_all_shapes(name):
+    on, r = TARGETS[name], np.random.default_rng(8)
+    chosen = [(spec, bool(i % 2)) for i, spec in enumerate(products(len(name), 40))]
+    kernels = [sparse_matmul(spec, on, parallel) for spec, parallel in chosen]
+    library = Library([kernel.func for kernel in kernels], on)
+    for index, ((spec, _), kernel) in enumerate(zip(chosen, kernels, strict=True)):
+        p = spec.matmul
+        a = r.standard_normal((p.batch, p.m, p.k)[0 if p.a_batched else 1 :]).astype(np.float32)
+        b = r.standard_normal((p.batch, p.k, p.n)[0 if p.b_batched else 1 :]).astype(np.float32)
+        constant = a if p.weight_side == "a" else b
+        constant[r.random(constant.shape) >= (0.1, 0.3, 1.0, 0.0)[index % 4]] = 0
+        bias = r.standard_normal(p.m if p.bias_axis == "m" else p.n).astype(np.float32)
+        y = a @ b
+        if p.epilogue.bias:
+            y = y + (bias[:, None] if p.bias_axis == "m" else bias)
+        arrays = {"b": b} if p.weight_side == "a" else {"a": a}
+        if p.epilogue.residual:
+            arrays["residual"] = r.standard_normal(y.shape).astype(np.float32)
+            y = y + arrays["residual"]
+        expected = activated(p.epilogue, torch.tensor(y))
+        library.set_tasks(1 + index % 4)
+        stored = constant.T if p.transpose_a or p.transpose_b else constant
+        actual = library.call(kernel, {**arrays, **kernel.pack(stored, bias)}, expected.shape, bool(index % 3))
+        error = np.linalg.norm(actual.astype(np.float64) - expected)
+        assert error <= 1e-5 * np.linalg.norm(expected) + 1e-30, spec
+
+
+def test_products_without_a_sparse_schedule_are_refused():
+    with pytest.raises(SecateurError, match="E_SPEC"):
+        SparseMatMulSpec(MatMulSpec(1, 4, 4, 4))
+    turned = MatMulSpec(1, 8, 8, 8, transpose_a=True, weight_side="b", b_batched=False)
+    assert not supported(turned)
+    with pytest.raises(SecateurError, match="E_SPEC"):
+        sparse_matmul(SparseMatMulSpec(turned), NATIVE)
 
 
 def test_equal_shapes_share_their_code():
@@ -122,6 +189,14 @@ def test_the_format_follows_the_zeros(density, block, expected):
     assert all(choice.chosen.cycles <= other.cycles for other in choice.others) or expected == "dense"
 
 
+def test_tokens_get_a_sparse_product():
+    spec = MatMulSpec(1, 128, 256, 256, weight_side="b", b_batched=False)
+    assert choose_matmul(spec, pruned(0, (256, 256), 0.1), NATIVE).chosen.format == "csr"
+    assert choose_matmul(spec, pruned(0, (256, 256), 1.0), NATIVE).chosen.format == "dense"
+    blocks = pruned(0, (256, 256), 0.1, 4).T
+    assert choose_matmul(spec, np.ascontiguousarray(blocks), NATIVE).chosen.format == "4x1"
+
+
 def test_a_layer_without_nonzeros_costs_next_to_nothing():
     spec = ConvSpec(1, 64, 28, 28, 64, (3, 3), pads=(1, 1, 1, 1))
     choice = choose_conv(spec, np.zeros((64, 64, 3, 3), np.float32), NATIVE)
@@ -136,6 +211,8 @@ def network() -> tuple[object, np.ndarray]:
         "deep": pruned(3, (96, 1, 3, 3), 1.0),
         "back": pruned(4, (24, 96, 1, 1), 0.1),
         "three": pruned(5, (48, 24, 3, 3), 0.1, 4),
+        "head": pruned(6, (90, 48), 0.1),
+        "bias": pruned(7, (90,), 1.0),
         "empty": np.zeros((48, 48, 3, 3), np.float32),
     }
     nodes = [
@@ -148,7 +225,10 @@ def network() -> tuple[object, np.ndarray]:
         helper.make_node("Conv", ["f", "three"], ["g"], pads=[1] * 4, name="three"),
         helper.make_node("Sigmoid", ["g"], ["h"]),
         helper.make_node("Conv", ["h", "empty"], ["i"], pads=[1] * 4, name="empty"),
-        helper.make_node("Add", ["i", "g"], ["y"]),
+        helper.make_node("Add", ["i", "g"], ["j"]),
+        helper.make_node("GlobalAveragePool", ["j"], ["k"]),
+        helper.make_node("Flatten", ["k"], ["l"]),
+        helper.make_node("Gemm", ["l", "head", "bias"], ["y"], transB=1, name="head"),
     ]
     graph = helper.make_graph(
         nodes,

@@ -1,0 +1,123 @@
+"""The sparse operand of a kernel: its arrays, how they are packed, and the loop over the entries of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from backends.formats import BlockCSR
+from backends.schedules.emit import Array, Emitter, Index, Registers, const, splat
+from backends.schedules.product import array_or_none
+from backends.schedules.sparse_tiles import Vector
+
+
+@dataclass(frozen=True)
+class SparseWeights:
+    """`matrices` sparse matrices [rows, depth], each in blocks of `block` rows.
+
+    An entry is a position, counted in `unit` elements of the other operand, and a value per row of the block. unroll:
+    sums per row, to hide the latency of multiply-adds in small tiles.
+    """
+
+    matrices: int
+    rows: int
+    depth: int
+    block: int
+    unroll: int
+    positions: int
+    unit: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of one matrix."""
+        return -(-self.rows // self.block)
+
+    @property
+    def index(self) -> str:
+        """Element type of positions, which are below `positions`."""
+        return "uint16" if self.positions <= 1 << 16 else "int32"
+
+    def declare(self, e: Emitter, bias: bool) -> SparseArrays:
+        """The parameters values, positions, starts, order and bias?. Their sizes are upper bounds."""
+        blocks = self.matrices * self.blocks
+        most = blocks * (self.depth + self.unroll)
+        return SparseArrays(
+            self,
+            e.param("values", most * self.block),
+            e.param("positions", most, self.index),
+            e.param("starts", blocks + 1, "int32"),
+            e.param("order", blocks * self.block, "int32"),
+            array_or_none(e, bias, "bias", blocks * self.block),
+        )
+
+    def pack(self, matrices: Sequence[np.ndarray], table: np.ndarray, bias: np.ndarray | None) -> dict[str, np.ndarray]:
+        """What `declare` declares: matrices [rows, depth] whose column k has position table[k]; bias in row order."""
+        parts = [BlockCSR.encode(matrix, self.block, self.unroll) for matrix in matrices]
+        ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
+        starts = [part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+        packed = {
+            "values": np.concatenate([part.values.reshape(-1) for part in parts]),
+            "positions": np.concatenate([table[part.columns] for part in parts]).astype(self.index),
+            "starts": np.concatenate([*starts, ends[-1:]]).astype(np.int32),
+            "order": np.concatenate([part.order.reshape(-1) for part in parts]).astype(np.int32),
+        }
+        if bias is not None:
+            split = np.asarray(bias, np.float32).reshape(self.matrices, self.rows)
+            packed["bias"] = np.concatenate([b[part.order.reshape(-1)] for b, part in zip(split, parts, strict=True)])
+        return packed
+
+
+@dataclass(frozen=True)
+class SparseArrays:
+    """The declared parameters of sparse weights."""
+
+    weights: SparseWeights
+    values: Array
+    positions: Array
+    starts: Array
+    order: Array
+    bias: Array | None
+
+    def row(self, e: Emitter, block: Index, r: int) -> Index:
+        """Which row the r-th of a block is."""
+        return self.order.load(block * self.weights.block + r)
+
+    def multiply(
+        self, e: Emitter, block: Index, source: Array, at: Index, vectors: Sequence[Vector]
+    ) -> list[Registers]:
+        """Emit the sums of one block by one tile: for each vector, a register per row."""
+        size, unroll = self.weights.block, self.weights.unroll
+        sums = [[e.registers(size, v.width) for v in vectors] for _ in range(unroll)]
+        for step, part in enumerate(sums):
+            for r in range(size):
+                for v, acc in zip(vectors, part, strict=True):
+                    if self.bias is not None and step == 0:
+                        acc[r] = self.bias.splat(block * size + r, v.width)
+                    else:
+                        acc[r] = const(0.0, v.width)
+        begin = e.let(self.starts.load(block))
+        with e.loop(e.let(self.starts.load(block + 1) - begin)) as j:
+            for step, part in enumerate(sums):
+                self._step(e, e.let((begin + j) * unroll + step), source, at, vectors, part)
+        for part in sums[1:]:
+            for first, acc in zip(sums[0], part, strict=True):
+                for r in range(size):
+                    first[r] = first[r] + acc[r]
+        return sums[0]
+
+    def _step(
+        self, e: Emitter, entry: Index, source: Array, at: Index, vectors: Sequence[Vector], sums: list[Registers]
+    ) -> None:
+        size = self.weights.block
+        place = e.let(at + self.positions.load(entry).astype("int32") * self.weights.unit)
+        if size == 1:
+            weight = e.name(self.values.load(entry))
+            for v, acc in zip(vectors, sums, strict=True):
+                acc[0] = acc[0] + source.load(place + v.at, v.width) * splat(weight, v.width)
+            return
+        xs = [e.name(source.load(place + v.at, v.width)) for v in vectors]
+        for r in range(size):
+            for v, acc, pixels in zip(vectors, sums, xs, strict=True):
+                acc[r] = acc[r] + pixels * self.values.splat(entry * size + r, v.width)
