@@ -104,6 +104,34 @@ def exp(x: Expr) -> Expr:
     return shared(minimum(maximum(x, -104.0), 88.8), reduce)
 
 
+_EXP_QUICK = (1.0, 1.0, 0.4999922811985016, 0.16667117178440094, 0.041890520602464676, 0.008312450721859932)
+_ROUND_BIASED = _ROUND + 127.0  # leaves the biased exponent of 2**n in the low bits
+
+
+@_once
+def exp_quick(x: Expr) -> Expr:
+    """e**x in half the operations, for what becomes a sum or a quotient: relative error 2e-7.
+
+    0 below -87.7, infinity above 88.4; x must lie within [-88.3, 88.7], or be NaN.
+    """
+    return _exp_quick(x, 1.0)
+
+
+def _exp_quick(x: Expr, sign: float) -> Expr:
+    """e**(sign * x)."""
+    lanes = lanes_of(x)
+    magic = const(_ROUND_BIASED, lanes)
+
+    def assemble(shifted: Expr) -> Expr:
+        whole = shifted - magic
+        rest = x - whole * const(sign * _LN2_HIGH, lanes) - whole * const(sign * _LN2_LOW, lanes)
+        alternating = [c * sign**i for i, c in enumerate(_EXP_QUICK)]
+        value = shared(rest, lambda r: _polynomial(r, alternating))
+        return value * _as_float(_as_int(shifted) << splat(tirx.IntImm("int32", 23), lanes))
+
+    return shared(x * const(sign / math.log(2), lanes) + magic, assemble)
+
+
 _LOG = (
     -0.49999988079071045,
     0.3333330750465393,
@@ -156,7 +184,7 @@ def tanh(x: Expr) -> Expr:
     near = shared(x * x, lambda square: x + x * square * _polynomial(square, (*_TANH, _TANH_LAST)))
 
     def join(size: Expr) -> Expr:
-        far = one - const(2.0, lanes) / (exp(size + size) + one)
+        far = one - const(2.0, lanes) / (exp_quick(minimum(size + size, 88.0)) + one)
         return tirx.Select(size < const(0.625, lanes), near, _with_sign_of(x, far))
 
     return shared(_absolute(x), join)
@@ -165,8 +193,17 @@ def tanh(x: Expr) -> Expr:
 def sigmoid(x: Expr) -> Expr:
     """1 / (1 + e**-x)."""
     lanes = lanes_of(x)
-    one = const(1.0, lanes)
-    return one / (one + exp(const(0.0, lanes) - x))
+    return const(1.0, lanes) / _one_and_exp_of_minus(maximum(x, _LOWEST))
+
+
+_LOWEST = -88.6  # e**88.6 counts as infinite
+
+
+@_once
+def _one_and_exp_of_minus(x: Expr) -> Expr:
+    """1 + e**-x for x >= _LOWEST."""
+    capped = minimum(x, 88.0)
+    return const(1.0, lanes_of(x)) + shared(capped, lambda capped: _exp_quick(capped, -1.0))
 
 
 _ERF_NEAR = (
@@ -198,11 +235,25 @@ def erf(x: Expr) -> Expr:
     near = x * shared(x * x, lambda square: _polynomial(square, _ERF_NEAR))
 
     def join(size: Expr) -> Expr:
-        complement = exp(shared(minimum(size, 4.0), lambda capped: _polynomial(capped, _ERFC_LOG)))
+        complement = exp_quick(shared(minimum(size, 4.0), lambda capped: _polynomial(capped, _ERFC_LOG)))
         far = const(1.0, lanes) - complement
         return tirx.Select(size < const(1.0, lanes), near, _with_sign_of(x, far))
 
     return shared(_absolute(x), join)
+
+
+_NORMAL_TAIL_LOG = (
+    -0.6931471228599548,
+    -0.797888457775116,
+    -0.3182739317417145,
+    -0.03646165132522583,
+    0.005002016667276621,
+    -0.0001756668498273939,
+    -9.571609552949667e-05,
+    2.028990820690524e-05,
+    -1.3806858305542846e-06,
+)
+_NORMAL_TAIL_END = 10.344  # the polynomial is -88 here, whose exp_quick is 0
 
 
 def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
@@ -312,8 +363,9 @@ def _sigmoid(x: Expr, alpha: float | None, beta: float | None) -> Expr:
 
 @_activation("silu")
 def _silu(x: Expr, alpha: float | None, beta: float | None) -> Expr:
-    scaled = x if alpha is None or alpha == 1.0 else x * const(alpha, lanes_of(x))
-    return x * sigmoid(scaled)
+    if alpha is None or alpha == 1.0:  # a huge negative x must not outgrow the divisor
+        return shared(maximum(x, _LOWEST), lambda x: x / _one_and_exp_of_minus(x))
+    return x * sigmoid(x * const(alpha, lanes_of(x)))
 
 
 @_activation("tanh")
@@ -323,8 +375,12 @@ def _tanh(x: Expr, alpha: float | None, beta: float | None) -> Expr:
 
 @_activation("gelu")
 def _gelu(x: Expr, alpha: float | None, beta: float | None) -> Expr:
-    lanes = lanes_of(x)
-    return x * const(0.5, lanes) * (const(1.0, lanes) + erf(x * const(math.sqrt(0.5), lanes)))
+    """max(x, 0) - |x| P(X > |x|) for a normal X, with the probability as exp(polynomial)."""
+
+    def combine(size: Expr) -> Expr:
+        return maximum(x, 0.0) - size * exp_quick(_polynomial(size, _NORMAL_TAIL_LOG))
+
+    return shared(minimum(_absolute(x), _NORMAL_TAIL_END), combine)
 
 
 @_activation("gelu_tanh")

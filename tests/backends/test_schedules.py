@@ -35,6 +35,7 @@ from backends.schedules import (
     sigmoid,
     tanh,
 )
+from backends.schedules.epilogue import exp_quick
 from backends.target import Target, target, target_names
 from compiler.errors import SecateurError
 from tests.backends.schedules_harness import Library
@@ -400,6 +401,29 @@ def test_sigmoid_at_the_ends() -> None:
     x[:4] = [np.inf, -np.inf, 200, -200]
     kernel = elementwise("sigmoid", sigmoid, 16)
     assert Library([kernel.func], NATIVE).call(kernel, {"x": x}, x.shape)[:5].tolist() == [1, 0, 1, 0, 0.5]
+
+
+def test_exp_quick_is_exp_within_its_bounds() -> None:
+    x = np.linspace(-88.3, 88.3, ELEMENTS).astype(np.float32)
+    kernel = elementwise("exp_quick", exp_quick, NATIVE.lanes())
+    actual = Library([kernel.func], NATIVE).call(kernel, {"x": x}, x.shape)
+    normal = x > -87.6
+    np.testing.assert_allclose(actual[normal], np.exp(x[normal].astype(np.float64)), rtol=3e-7)
+    assert not actual[x < -87.7].any()
+    x[:3] = [88.7, -88.3, np.nan]
+    assert np.array_equal(
+        Library([kernel.func], NATIVE).call(kernel, {"x": x}, x.shape)[:3], [np.inf, 0, np.nan], equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_gates_close_on_huge_negative_numbers(name: str) -> None:
+    x = np.concatenate([np.linspace(-30, 30, ELEMENTS - 6), [-100, -1e30, -3.4e38, 1e30, 3.4e38, np.nan]])
+    kernel = elementwise(name, lambda v: activate(name, v), NATIVE.lanes())
+    actual = Library([kernel.func], NATIVE).call(kernel, {"x": x.astype(np.float32)}, x.shape)
+    exact = {"silu": F.silu, "gelu": F.gelu}[name](torch.tensor(x.astype(np.float32), dtype=torch.float64)).numpy()
+    assert np.isnan(actual[-1])
+    np.testing.assert_allclose(actual[:-1], exact[:-1], rtol=4e-7, atol=1e-7)
 
 
 def test_equal_layers_share_a_symbol_and_different_ones_do_not() -> None:
