@@ -18,6 +18,7 @@ from backends.lowering.expressions import EXPRESSIONS, Instruction, cast, evalua
 from backends.lowering.program import Buffer
 from backends.lowering.rules import INTERNAL, lowering
 from backends.schedules.emit import Array, Emitter, Expr, Index
+from backends.schedules.rows import transpose_square
 from compiler.ir.graph import Node, Value
 
 Strides = tuple[int, ...]
@@ -120,7 +121,7 @@ def _map(e: Emitter, spec: MapSpec, *arrays: Array) -> None:
         return
     turned = _transposed_loop(spec)
     if turned is not None:
-        _tiled(e, spec, turned, body)
+        _tiled(e, spec, turned, body, arrays)
         return
     nest(e, spec.extents, body, parallel=total >= PARALLEL_WORK)
 
@@ -176,18 +177,34 @@ def _transposed_loop(spec: MapSpec) -> int | None:
     return candidates[0]
 
 
-def _tiled(e: Emitter, spec: MapSpec, turned: int, body: Any) -> None:
+def _tiled(e: Emitter, spec: MapSpec, turned: int, body: Any, arrays: Sequence[Array]) -> None:
     """Square tiles over the two loops of a transpose, so that both sides stay in cache."""
     last = len(spec.extents) - 1
     outer = [d if i not in (turned, last) else -(-d // TILE) for i, d in enumerate(spec.extents)]
+    copies = spec.program == IDENTITY and spec.inputs[0].dtype == spec.output.dtype == "float32"
 
     def tile(indices: list[Expr]) -> None:
         starts = {i: e.let(indices[i] * TILE) for i in (turned, last)}
         sizes = {i: e.let(tirx.min(tirx.IntImm("int32", TILE), spec.extents[i] - starts[i])) for i in (turned, last)}
-        with e.loop(sizes[turned]) as a, e.loop(sizes[last]) as b:
-            inner = list(indices)
-            inner[turned], inner[last] = starts[turned] + a, starts[last] + b
-            body(inner)
+
+        def one_by_one() -> None:
+            with e.loop(sizes[turned]) as a, e.loop(sizes[last]) as b:
+                inner = list(indices)
+                inner[turned], inner[last] = starts[turned] + a, starts[last] + b
+                body(inner)
+
+        def whole() -> None:
+            corner = [starts.get(i, index) for i, index in enumerate(indices)]
+            source, target = arrays[spec.inputs[0].param], arrays[spec.output.param]
+            read, write = e.let(_at(spec.inputs[0], corner)), e.let(_at(spec.output, corner))
+            transpose_square(
+                e, TILE, source, read, spec.inputs[0].strides[last], target, write, spec.output.strides[turned]
+            )
+
+        if copies:
+            e.choose(tirx.all(sizes[turned] >= TILE, sizes[last] >= TILE), whole, one_by_one)
+        else:
+            one_by_one()
 
     nest(e, outer, tile, parallel=math.prod(spec.extents) >= PARALLEL_WORK)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from backends.lowering.elementwise import instruction, scalar
 from backends.lowering.expressions import EXPRESSIONS, Instruction, activation
+from backends.lowering.gelu import recognise_gelu
 from backends.lowering.rules import INTERNAL
 from backends.schedules.epilogue import Epilogue
 from compiler.ir.graph import Graph, Node, Value
@@ -28,6 +29,7 @@ def fuse(graph: Graph) -> Graph:
     graph = Graph(
         graph.name, list(graph.inputs), list(graph.outputs), list(graph.nodes), graph.opset, dict(graph.domains)
     )
+    recognise_gelu(graph)
     _fold_batch_norm(graph)
     _normalize_batch_norm(graph)
     _absorb_bias(graph)

@@ -42,7 +42,10 @@ from backends.lowering.expressions import (
 from backends.lowering.layout import known, shape_of
 from backends.lowering.program import Buffer
 from backends.lowering.rules import lowering, no_lowering
-from backends.schedules.emit import Array, Emitter, Expr
+from backends.schedules.emit import Array, Emitter, Expr, Index, splat
+from backends.schedules.epilogue import exp_quick
+from backends.schedules.epilogue import maximum as no_less
+from backends.schedules.reduce import fold, pieces
 from compiler.ir.graph import Node
 
 Combine = Callable[[Expr, Expr], Expr]
@@ -388,6 +391,9 @@ def _softmax(node: Node, lower: Lowering) -> None:
 def _softmax_rows(e: Emitter, spec: AxisSpec, x: Array, y: Array) -> None:
     def body(indices: list[Expr]) -> None:
         start = e.let(indices[0] * spec.n)
+        if spec.dtype == "float32" and spec.mode == "Softmax":
+            _softmax_row(e, spec.n, x, y, start)
+            return
         top = row_reduce(e, spec.n, lambda i: x.load(start + i), "max", spec.dtype)
         if spec.mode == "LogSoftmax":
             total = row_reduce(e, spec.n, lambda i: exp(e.let(x.load(start + i) - top)), "sum", spec.dtype)
@@ -403,6 +409,24 @@ def _softmax_rows(e: Emitter, spec: AxisSpec, x: Array, y: Array) -> None:
             y.store(start + i, y.load(start + i) * scale)
 
     nest(e, (spec.outer,), body, parallel=spec.outer * spec.n >= PARALLEL_WORK // 8)
+
+
+def _softmax_row(e: Emitter, n: int, x: Array, y: Array, start: Expr) -> None:
+    """One row of floats, by vectors; y may be x."""
+
+    def larger(a: Expr, b: Expr) -> Expr:
+        return tirx.Select(a > b, a, b)
+
+    top = fold(e, n, PARTIALS, lambda i, width: x.load(start + i, width), larger, -math.inf)
+
+    def exponential(i: Index, width: int) -> Expr:
+        value = e.name(exp_quick(no_less(x.load(start + i, width) - splat(top, width), -88.0)))
+        y.store(start + i, value, width)
+        return value
+
+    total = fold(e, n, PARTIALS, exponential, lambda a, b: a + b, 0.0)
+    scale = e.name(const(1, "float32") / total)
+    pieces(e, n, PARTIALS, lambda i, w: y.store(start + i, y.load(start + i, w) * splat(scale, w), w))
 
 
 def _softmax_columns(e: Emitter, spec: AxisSpec, x: Array, y: Array, scratch: Array) -> None:

@@ -230,6 +230,15 @@ def _store_vectors(
                 _finish(o, epilogue, acc[c], row + offset, width)
 
 
+def _activate_stored(e: Emitter, across: list[tuple[int, int]], y: Array, at: Index, epilogue: Epilogue) -> None:
+    """The activation on vectors that were just stored, its code once per width."""
+    for width in dict.fromkeys(width for _, width in across):
+        offsets = [offset for offset, w in across if w == width]
+        with e.loop(len(offsets)) as i:
+            place = e.let(at + (offsets[0] + i * width))
+            y.store(place, epilogue.apply(y.load(place, width)), width)
+
+
 def _store_single(
     e: Emitter,
     pixel: int,
@@ -249,8 +258,11 @@ def _store_single(
             _finish(o, epilogue, spill.load(c), e.let(at + c * o.y_channel), 1)
 
     def whole() -> None:
+        long = epilogue.activation in LONG
         for (offset, width), acc in zip(across, group, strict=True):
-            _finish(o, epilogue, acc[0], at + offset, width)
+            _finish(o, Epilogue() if long else epilogue, acc[0], at + offset, width)
+        if long:
+            _activate_stored(e, across, o.y, at, epilogue)
 
     if o.y_channel == 1:
         e.choose(True if o.left is None else o.left >= channels, whole, one_by_one)

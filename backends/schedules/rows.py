@@ -115,3 +115,24 @@ def load_part(source: Array, at: Index, width: int, length: int) -> Expr:
             lanes[offset + lane] = base + lane
         base += part
     return shuffle([*vectors, const(0.0, width)], [lanes.get(lane, base) for lane in range(width)])
+
+
+def transpose_square(
+    e: Emitter, size: int, source: Array, start: Index, pitch: int, to: Array, at: Index, to_pitch: int
+) -> None:
+    """to[at + j * to_pitch + i] = source[start + i * pitch + j] for i, j in [0, size), a power of two, in registers.
+
+    Each round exchanges blocks half as large between rows: log2(size) shuffles for each row.
+    """
+    rows = [e.name(source.load(start + i * pitch, size)) for i in range(size)]
+    block = size // 2
+    while block:
+        low = [lane if lane % (2 * block) < block else size + lane - block for lane in range(size)]
+        high = [lane + block if lane % (2 * block) < block else size + lane for lane in range(size)]
+        for i in range(size):
+            if i % (2 * block) < block:
+                pair = [rows[i], rows[i + block]]
+                rows[i], rows[i + block] = e.name(shuffle(pair, low)), e.name(shuffle(pair, high))
+        block //= 2
+    for j, row in enumerate(rows):
+        to.store(at + j * to_pitch, row, size)

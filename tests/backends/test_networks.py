@@ -96,7 +96,6 @@ def test_what_is_fused_in_a_transformer_block() -> None:
         ("MatMul", 2), ("Transpose", 1), ("MatMul", 2), ("Transpose", 1), ("MatMul", 2), ("Transpose", 1),
         ("MatMul", 1), ("Mul", 1), ("Softmax", 1), ("MatMul", 1), ("Transpose", 1),
         ("MatMul", 3),  # bias and residual
-        ("MatMul", 2),
-        ("Elementwise", 5),  # Gelu
+        ("MatMul", 7),  # bias and Gelu
         ("MatMul", 2),
     ]  # fmt: skip
