@@ -20,6 +20,7 @@ from compiler.ir.execute import execute, random_inputs, relative_difference
 from compiler.report import prune_page
 from passes import Context, Pipeline, certify
 from passes.pipeline import Pass
+from passes.sparsity.check import sparsity_error
 from passes.structured.check import pruning_error
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _page(source: Any, final: Path, context: Context, checks: Sequence[Check]) -
 
 
 def verify_transformation(before: Graph, after: Graph, pipeline: Pipeline, context: Context) -> list[Check]:
-    """What can be proven of passes: sameness where none changes the function, exactness of each pruning.
+    """What can be proven of passes: sameness where none changes the function, exactness of prunings and sparsity.
 
     Raises CheckFailed when a check fails, or when an input or output changed its shape.
     """
@@ -183,6 +184,10 @@ def verify_transformation(before: Graph, after: Graph, pipeline: Pipeline, conte
         checks.append(Check("after the passes, with the source model (both in ONNX Runtime)", found))
     elif pipeline.passes and pipeline.passes[-1].name == "prune":
         checks += _verify_pruning(context)
+    for report in context.reports.get("sparsify", []):
+        checks.append(
+            Check("weights of the sparse model that are not zero, with the original's", sparsity_error(report))
+        )
     for check in checks:
         check.require()
     return checks

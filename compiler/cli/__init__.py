@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("compile")(building.compile_command)
 app.command("prune")(building.prune_command)
+app.command("sparsify")(building.sparsify_command)
 app.command("groups")(looking.groups_command)
 app.command("criteria")(looking.criteria_command)
 app.command("inspect")(looking.inspect_command)

@@ -1,35 +1,42 @@
-"""`secateur compile` and `secateur prune`: commands that write something."""
+"""`secateur compile`, `prune` and `sparsify`: commands that write something."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from compiler.cli.results import result, show_checks, show_prunes, show_sparsities
 from compiler.cli.shared import (
+    Calibration,
+    Criterion,
     Force,
     Json,
+    Labels,
+    Loss,
+    LossOutput,
     Model,
+    NoVerify,
     PrintAfter,
     Quiet,
     Recipe,
+    Samples,
     Screen,
+    Seed,
     Shapes,
     Timings,
     bind,
     layers,
     table,
 )
-from compiler.driver import Outcome, compile_outcome, transform
+from compiler.driver import compile_outcome, transform
 from compiler.ir import SecateurError, graph_cost
-from compiler.report import count, size
-from passes import Context, Pipeline, Prune, parse_passes
-from passes.structured import PruneReport
+from compiler.report import CHANGES, change_rows, count, size
+from passes import Pipeline, Prune, Sparsify, parse_passes
 
-NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the result with ONNX Runtime.")]
 Names = Annotated[list[str] | None, typer.Option(help="Name pattern of groups, weights, nodes or kinds; repeatable.")]
+Weights = Annotated[list[str] | None, typer.Option(help="Name pattern of weights, nodes or operators; repeatable.")]
 
 
 def compile_command(
@@ -62,7 +69,8 @@ def compile_command(
     artifact = outcome.artifact
     assert artifact is not None
     cost = graph_cost(outcome.graph)
-    _show_prunes(screen, context)
+    show_prunes(screen, context)
+    show_sparsities(screen, context)
     rows = [
         ["target", target],
         ["multiply-accumulates", count(cost.macs)],
@@ -71,9 +79,9 @@ def compile_command(
         ["activation memory", size(artifact.arena_bytes)],
     ]
     screen.print(table(f"{outcome.path}", "", "", rows=rows))
-    _show_checks(screen, outcome, timings)
+    show_checks(screen, outcome, timings)
     screen.print(f"next: secateur bench {output} --against onnxruntime")
-    screen.finish(_result(outcome) | {"artifact_bytes": artifact.nbytes, "arena_bytes": artifact.arena_bytes})
+    screen.finish(result(outcome) | {"artifact_bytes": artifact.nbytes, "arena_bytes": artifact.arena_bytes})
 
 
 def prune_command(
@@ -81,20 +89,12 @@ def prune_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
     ratio: Annotated[float, typer.Option(help="Share of the metric to remove, between 0 and 1.")] = 0.5,
     metric: Annotated[str, typer.Option(help="macs or params.")] = "macs",
-    criterion: Annotated[
-        str, typer.Option(help="What tells how important a channel is; `secateur criteria` lists them.")
-    ] = "l1",
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            help="Sample inputs: an .npz, a folder of NAME.npy files, none (noise as the first BatchNormalization saw "
-            "it), or noise (of mean 0 and variance 1)."
-        ),
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Use at most so many samples.")] = 512,
-    labels: Annotated[str, typer.Option(help="The name of the labels in the calibration data.")] = "labels",
-    loss: Annotated[str, typer.Option(help="For criteria over gradients: cross_entropy or mse.")] = "cross_entropy",
-    loss_output: Annotated[str | None, typer.Option(help="The output that the loss reads, of several.")] = None,
+    criterion: Criterion = "l1",
+    calibration: Calibration = None,
+    samples: Samples = 512,
+    labels: Labels = "labels",
+    loss: Loss = "cross_entropy",
+    loss_output: LossOutput = None,
     mend: Annotated[
         str, typer.Option(help="Solve anew what stays: none, batchnorm, layers, or auto (layers for obspa).")
     ] = "auto",
@@ -116,7 +116,7 @@ def prune_command(
     ignore: Names = None,
     only: Names = None,
     heads: Annotated[bool, typer.Option("--heads", help="Remove whole attention heads, not channels within.")] = False,
-    seed: Annotated[int, typer.Option(help="For what is drawn at random.")] = 0,
+    seed: Seed = 0,
     report: Annotated[Path | None, typer.Option(help="Write what each layer lost as an HTML page too.")] = None,
     shape: Shapes = None,
     force: Force = False,
@@ -165,10 +165,89 @@ def prune_command(
         )
     for done in context.reports["prune"]:
         screen.print(layers(done, screen.console.width))
-    _show_prunes(screen, context, model.stat().st_size, output.stat().st_size)
-    _show_checks(screen, outcome, timings)
+    show_prunes(screen, context, model.stat().st_size, output.stat().st_size)
+    show_checks(screen, outcome, timings)
     screen.print(f"next: fine-tune {output}, then: secateur compile {output} -o {output.with_suffix('')}")
-    screen.finish(_result(outcome))
+    screen.finish(result(outcome))
+
+
+def sparsify_command(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of zeros among eligible weights, between 0 and 1; 0.5 unless told.", show_default=False
+        ),
+    ] = None,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="unstructured; RxC: blocks of R outputs by C inputs; N:M along inputs, N:M@out along outputs."
+        ),
+    ] = "unstructured",
+    distribution: Annotated[
+        str, typer.Option(help="uniform: the same share of each layer; erk: by its shape; global: rank over all.")
+    ] = "uniform",
+    criterion: Criterion = "l1",
+    calibration: Calibration = None,
+    samples: Samples = 512,
+    labels: Labels = "labels",
+    loss: Loss = "cross_entropy",
+    loss_output: LossOutput = None,
+    mend: Annotated[str, typer.Option(help="Set statistics anew: none or batchnorm.")] = "none",
+    keep_first: Annotated[bool, typer.Option(help="Spare the layers that no other comes before.")] = True,
+    keep_last: Annotated[bool, typer.Option(help="Spare the layers that no other comes after.")] = False,
+    depthwise: Annotated[bool, typer.Option(help="Take depthwise convolutions too.")] = False,
+    min_size: Annotated[int, typer.Option(help="Spare what holds fewer weights.")] = 1024,
+    ignore: Weights = None,
+    only: Weights = None,
+    seed: Seed = 0,
+    shape: Shapes = None,
+    force: Force = False,
+    no_verify: NoVerify = False,
+    print_after: PrintAfter = None,
+    timings: Timings = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Set the least important weights of a model to zero; writes ONNX with the same graph and shapes."""
+    screen = Screen(json, quiet)
+    sparsify = Sparsify(
+        sparsity=sparsity,
+        pattern=pattern,
+        distribution=distribution,
+        criterion=criterion,
+        keep_first=keep_first,
+        keep_last=keep_last,
+        depthwise=depthwise,
+        min_size=min_size,
+        ignore=tuple(ignore or ()),
+        only=tuple(only or ()),
+        calibration=calibration,
+        samples=samples,
+        labels=labels,
+        loss=loss,
+        loss_output=loss_output,
+        mend=mend,
+        seed=seed,
+    )
+    with screen.context(print_after) as context:
+        outcome = transform(
+            model,
+            output,
+            Pipeline((*parse_passes("simplify"), sparsify)),
+            shapes=bind(shape),
+            overwrite=force,
+            verify=not no_verify,
+            context=context,
+        )
+    for done in context.reports["sparsify"]:
+        screen.print(table("Weights", *CHANGES, rows=change_rows(done)))
+    show_sparsities(screen, context)
+    show_checks(screen, outcome, timings)
+    screen.print(f"next: secateur compile {output} -o {output.with_suffix('')}")
+    screen.finish(result(outcome))
 
 
 def _chosen(passes: str | None, recipe: Path | None) -> Pipeline:
@@ -186,58 +265,3 @@ def _chosen(passes: str | None, recipe: Path | None) -> Pipeline:
             hint="give a text file with passes, one or more a line",
         ) from None
     return Pipeline(",".join(line.split("#")[0].strip().rstrip(",") for line in lines if line.split("#")[0].strip()))
-
-
-def _show_prunes(screen: Screen, context: Context, before_bytes: int | None = None, after_bytes: int = 0) -> None:
-    for report in context.reports.get("prune", []):
-        a, b = report.before, report.after
-        rows = [
-            ["multiply-accumulates", count(a.macs), count(b.macs), f"{1 - b.macs / max(1, a.macs):.2%}"],
-            ["parameters", count(a.params), count(b.params), f"{1 - b.params / max(1, a.params):.2%}"],
-        ]
-        if before_bytes is not None:
-            rows.append(["file", size(before_bytes), size(after_bytes), f"{1 - after_bytes / before_bytes:.2%}"])
-        screen.print(table("Pruned", "", "before", "after", "removed", rows=rows))
-        screen.print(
-            f"asked to remove {report.requested:.2%} of {report.metric}, removed {report.reached:.2%}; "
-            f"{sum(g.after < g.before for g in report.groups)} of {len(report.groups)} groups became narrower"
-        )
-        if report.mended is not None:
-            done = report.mended
-            screen.print(
-                f"mended {len(done.layers)} layers and {len(done.normalizations)} normalisations, "
-                f"corrected {len(done.corrections)} with none; left {len(done.left)}"
-            )
-        if report.unranked:
-            screen.print(f"left whole: {', '.join(report.unranked[:6])}{' …' if len(report.unranked) > 6 else ''}")
-
-
-def _show_checks(screen: Screen, outcome: Outcome, timings: bool) -> None:
-    for check in outcome.checks:
-        screen.print(f"verified: {check.compared}: {check.difference:.1e} (allowed {check.tolerance:.0e})")
-    if timings:
-        rows = [[name, f"{seconds:.3f}"] for name, seconds in outcome.context.timings]
-        screen.print(table("Timings", "pass", "seconds", rows=rows))
-
-
-def _result(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "output": str(outcome.path),
-        "cost": asdict(graph_cost(outcome.graph)),
-        "prune": [_report(r) for r in outcome.context.reports.get("prune", [])],
-        "checks": [{"compared": c.compared, "difference": c.difference} for c in outcome.checks],
-        "timings": [{"pass": n, "seconds": s} for n, s in outcome.context.timings],
-    }
-
-
-def _report(report: PruneReport) -> dict[str, Any]:
-    return {
-        "metric": report.metric,
-        "requested": report.requested,
-        "reached": report.reached,
-        "before": asdict(report.before),
-        "after": asdict(report.after),
-        "groups": [asdict(g) for g in report.groups],
-        "layers": [asdict(layer) for layer in report.layers],
-        "unranked": list(report.unranked),
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json as jsonlib
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,8 @@ from rich.tree import Tree
 from compiler.cli.shared import Json, Model, Quiet, Screen, Shapes, bind, table
 from compiler.frontends import load
 from compiler.ir import Graph, Node, SecateurError, graph_cost, node_cost
-from compiler.report import count, size
-from passes import Groups, Pipeline, carried, certify, dependency_groups
+from compiler.report import ZEROS, count, size, zero_rows
+from passes import Groups, Pipeline, carried, certify, dependency_groups, sparsity_of
 from passes.importance import available_criteria
 
 
@@ -112,16 +113,17 @@ _NEEDS = {"": "nothing", "samples": "samples", "labels": "samples with labels"}
 
 
 def criteria_command(json: Json = False, quiet: Quiet = False) -> None:
-    """List the criteria that `secateur prune --criterion` knows, and what each needs; those of other packages too."""
+    """List the criteria of `prune` and `sparsify`, and what each needs; those of other packages too."""
     screen = Screen(json, quiet)
     found = []
     for name, item in available_criteria().items():
         broken = isinstance(item, SecateurError)
         about = item.message if isinstance(item, SecateurError) else (inspect.getdoc(item) or "").partition("\n")[0]
         needs = "–" if isinstance(item, SecateurError) else _NEEDS.get(item.needs, item.needs)
-        found.append({"name": name, "needs": needs, "about": about, "usable": not broken})
-    rows = [[str(row["name"]), str(row["needs"]), str(row["about"])] for row in found]
-    screen.print(table("Criteria", "name", "needs", "score of a unit", rows=rows, words=True))
+        weights = not isinstance(item, SecateurError) and item.scores_weights
+        found.append({"name": name, "needs": needs, "about": about, "weights": weights, "usable": not broken})
+    rows = [[str(row["name"]), str(row["needs"]), "yes" if row["weights"] else "–", str(row["about"])] for row in found]
+    screen.print(table("Criteria", "name", "needs", "of weights", "score of a unit", rows=rows, words=True))
     screen.finish({"criteria": found})
 
 
@@ -129,6 +131,9 @@ def inspect_command(
     path: Annotated[Path, typer.Argument(help="An ONNX file or an artifact directory.", show_default=False)],
     shape: Shapes = None,
     text: Annotated[bool, typer.Option("--text", help="Print the graph in its textual form.")] = False,
+    sparsity: Annotated[
+        bool, typer.Option("--sparsity", help="Count the zeros of each weight of a model, and find their pattern.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -159,6 +164,9 @@ def inspect_command(
         )
     )
     screen.print(f"in all: {count(cost.macs)} multiply-accumulates, {count(cost.params)} parameters")
+    zeros = sparsity_of(graph) if sparsity else ()
+    if sparsity:
+        screen.print(table("Zeros", *ZEROS, rows=zero_rows(zeros)))
     screen.finish(
         {
             "opset": graph.opset,
@@ -169,6 +177,7 @@ def inspect_command(
             "outputs": [{"name": v.name, "type": _type(v)[0]} for v in graph.outputs],
             "operators": [dict(zip(("op", "nodes", "macs", "params", "bytes_moved"), r, strict=True)) for r in rows],
         }
+        | ({"weights": [asdict(w) for w in zeros]} if sparsity else {})
     )
 
 

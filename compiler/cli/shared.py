@@ -37,6 +37,22 @@ PrintAfter = Annotated[
     list[str] | None,
     typer.Option("--print-after", metavar="PASS", help="Print the graph after this pass (* for all) on stderr."),
 ]
+Criterion = Annotated[
+    str, typer.Option(help="What tells how important a channel or a weight is; `secateur criteria` lists them.")
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="Sample inputs: an .npz, a folder of NAME.npy files, none (noise as the first BatchNormalization saw "
+        "it), or noise (of mean 0 and variance 1)."
+    ),
+]
+Samples = Annotated[int, typer.Option(help="Use at most so many samples.")]
+Labels = Annotated[str, typer.Option(help="The name of the labels in the calibration data.")]
+Loss = Annotated[str, typer.Option(help="For criteria over gradients: cross_entropy or mse.")]
+LossOutput = Annotated[str | None, typer.Option(help="The output that the loss reads, of several.")]
+Seed = Annotated[int, typer.Option(help="For what is drawn at random.")]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not verify the result.")]
 Timings = Annotated[bool, typer.Option("--timings", help="Print the seconds that each pass took.")]
 
 

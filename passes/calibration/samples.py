@@ -256,7 +256,7 @@ def no_calibration(who: str) -> SecateurError:
         "E_NO_CALIBRATION",
         f"{who} needs calibration data",
         where="calibration=…",
-        hint="give an .npz of inputs, or 'none' for noise; l1, l2, lamp, fpgm and bn_scale need no data",
+        hint="give an .npz of inputs, or 'none' for noise; l1, l2 and lamp need no data",
     )
 
 
