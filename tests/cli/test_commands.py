@@ -390,6 +390,7 @@ def test_a_criterion_of_another_package_prunes(model: Path, capsys: pytest.Captu
         "name": "their_last",
         "needs": "samples",
         "about": "Channels in reverse order.",
+        "weights": False,
         "usable": True,
     }
     assert not listed["their_wrong"]["usable"] and not listed["their_lost"]["usable"]
