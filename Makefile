@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 DATA ?= data/fashion-mnist
+PYTHON311 ?= python3.11
+DEEPSPARSE := build/deepsparse
 
-.PHONY: help demo test check format bench bench-quick bench-size conformance coverage accuracy clean
+.PHONY: help demo test check format bench bench-quick bench-deepsparse bench-size conformance coverage accuracy clean
 help:
 	@echo "make demo         compile, prune, run and measure the bundled model"
 	@echo "make test         run the tests"
@@ -15,6 +17,8 @@ help:
 	@echo "make bench        seven networks, dense and sparse, beside ONNX Runtime and OpenVINO; writes docs/performance.md"
 	@echo "                  (long; MODELS=ResNet-18,BERT-base SPARSITY=0,90,90-4x1 SECONDS=3: less)"
 	@echo "make bench-quick  MobileNetV1 and ResNet-18, dense and 90 % sparse, one thread (a minute)"
+	@echo "make bench-deepsparse  the same networks beside DeepSparse, in a virtual environment of its own (Python 3.11;"
+	@echo "                  PYTHON311=…); adds its section to docs/performance.md"
 	@echo "make bench-size   grouping and pruning of 10,000 layers and of 8 billion parameters"
 	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
 	@echo "make coverage     groups, prunable share and certificate of the zoo's architectures, then the whole test"
@@ -68,6 +72,17 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -W ignore -m tests.benchmarks.bench --models "$(MODELS)" --sparsity "$(SPARSITY)" \
 		$(if $(SECONDS),--seconds $(SECONDS))
 	$(BIN)/python -m tests.benchmarks.bench_road
+
+# DeepSparse reads no newer Python, numpy or onnx than these. Its licence allows evaluation.
+$(DEEPSPARSE)/.installed:
+	$(PYTHON311) -m venv $(DEEPSPARSE)
+	$(DEEPSPARSE)/bin/python -m pip --disable-pip-version-check --quiet install \
+		deepsparse==1.8.0 numpy==1.26.4 onnx==1.14.1
+	@touch $@
+
+bench-deepsparse: $(VENV)/.installed-test $(DEEPSPARSE)/.installed
+	$(BIN)/python -W ignore -m tests.benchmarks.bench --deepsparse --models "$(MODELS)" --sparsity "$(SPARSITY)" \
+		$(if $(SECONDS),--seconds $(SECONDS))
 
 bench-quick: $(VENV)/.installed-bench
 	$(BIN)/python -W ignore -m tests.benchmarks.bench --quick

@@ -17,12 +17,13 @@ from compiler.errors import SecateurError
 from compiler.exporters.onnx import save_onnx
 from compiler.frontends.onnx import load_onnx
 from tests.backends.schedules_harness import Library
-from tests.benchmarks import measure, peak
+from tests.benchmarks import measure, peak, peers
 from tests.benchmarks.case import Case
+from tests.benchmarks.deepsparse_worker import MARK
 from tests.benchmarks.memory import activation_bytes
 from tests.benchmarks.models import NETWORKS, Network, mobilenet_v1, resnet18, vit_s
 from tests.benchmarks.models.builder import NetworkBuilder
-from tests.benchmarks.peers import PEERS, version
+from tests.benchmarks.peers import PEERS, Peer, version, worker
 from tests.benchmarks.variants import VARIANTS, nonzero_macs, weighted
 
 
@@ -40,20 +41,44 @@ def inputs(model: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_peers_time_each_call(name: str, model: Path, inputs: Path) -> None:
     pytest.importorskip(name)
-    with PEERS[name](model, 1, inputs) as run:
+    with PEERS[name].open(model, 1, inputs) as run:
         assert len(run(3)) == 3 and min(run(2)) > 0
 
 
-def test_a_missing_peer_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, model: Path, inputs: Path) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(SecateurError, match="OpenVINO is not installed") as caught, PEERS["openvino"](model, 1, inputs):
-        pass
-    assert caught.value.code == "E_NO_PEER" and "make bench" in caught.value.hint
+def test_a_missing_peer_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Peer(peers.deepsparse, Path("/nowhere/python"), "make bench-deepsparse")
+    monkeypatch.setitem(PEERS, "deepsparse", missing)
+    with pytest.raises(SecateurError, match="deepsparse is not installed for /nowhere/python") as caught:
+        version("deepsparse")
+    assert caught.value.code == "E_NO_PEER" and "make bench-deepsparse" in caught.value.hint
+    monkeypatch.setitem(PEERS, "surely_missing", Peer(peers.onnxruntime))
     with pytest.raises(SecateurError, match="surely_missing is not installed"):
         version("surely_missing")
+
+
+_FAKE = f"""
+import sys
+print("a banner"); print("{MARK} ready", flush=True)
+for line in sys.stdin:
+    if int(line) > 3: raise ValueError("too many")
+    print("{MARK}", *range(int(line)), flush=True)
+"""
+
+
+def test_a_worker_times_itself() -> None:
+    with worker([sys.executable, "-c", _FAKE]) as run:
+        assert run(2) == [0, 1] and run(3) == [0, 1, 2]
+        with pytest.raises(SecateurError, match="ended with status 1: ValueError: too many") as caught:
+            run(4)
+    assert caught.value.code == "E_PEER"
+
+
+def test_a_worker_that_does_not_start_says_why() -> None:
+    with pytest.raises(SecateurError, match="status 3: no room"), worker(["sh", "-c", "echo no room >&2; exit 3"]):
+        pass
 
 
 def test_a_case_is_measured_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

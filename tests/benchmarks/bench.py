@@ -1,7 +1,8 @@
 """`python -m tests.benchmarks.bench [--models …] [--sparsity …] [--seconds …]` measures and writes docs/performance.md.
 
 What was measured is kept in build/bench, so that an interrupted run goes on; when a source changes, it is measured
-anew. `--quick` measures two networks shortly and writes nothing; `--so-far` writes the page of what there is.
+anew. `--quick` measures two networks shortly and writes nothing; `--so-far` writes the page of what there is;
+`--deepsparse` measures beside DeepSparse, which `make bench-deepsparse` installs, and writes that section alone.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from tests.benchmarks.case import DENSE, OURS, OURS_DENSE, Case
-from tests.benchmarks.findings import Findings
+from tests.benchmarks.findings import SPARSE, Findings
 from tests.benchmarks.models import NETWORKS
-from tests.benchmarks.page import HEADS, machine, number, percent, write_page
+from tests.benchmarks.page import HEADS, machine, number, percent, write_deepsparse, write_page
 from tests.benchmarks.variants import VARIANTS
 from tests.pages import PERFORMANCE
 from tests.runs import Facts, Limits, Record, Task, digest, run_task
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 MEASURE = "tests.benchmarks.measure"
 LIMITS = Limits(seconds=3600, gigabytes=20)
 _SOURCES = ("backends", "passes/simplify", "passes/structured", "tests/benchmarks/models")
-_HARNESS = ("case", "measure", "memory", "peak", "peers", "variants")
+_HARNESS = ("case", "deepsparse_worker", "measure", "memory", "peak", "peers", "variants")
 _PACKAGES = ("apache-tvm", "numpy", "onnxruntime")
 QUICK = [
     Case(network, variant, threads=(1,), seconds=2, rounds=10)
@@ -37,6 +39,12 @@ QUICK = [
 def cases(models: Iterable[str], variants: Iterable[str], seconds: float) -> list[Case]:
     """One for each network and variant, the dense ones first."""
     return [Case(network, variant, seconds=seconds) for variant in variants for network in models]
+
+
+def deepsparse_cases(models: Iterable[str], variants: Iterable[str], seconds: float) -> list[Case]:
+    """The same beside DeepSparse, one thread; not what is exported anew, in an opset that DeepSparse does not read."""
+    own = [case for case in cases(models, variants, seconds) if case.variant in (DENSE, *SPARSE)]
+    return [replace(case, threads=(1,), peers=("onnxruntime", "deepsparse")) for case in own]
 
 
 def state() -> str:
@@ -52,14 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         _measure(QUICK, None)
         return
-    wanted = cases(options.models, options.sparsity, options.seconds)
+    choose, write = (deepsparse_cases, write_deepsparse) if options.deepsparse else (cases, _write_page)
+    wanted = choose(options.models, options.sparsity, options.seconds)
     record = Record(ROOT / "build" / "bench" / "timings.jsonl")
     if not options.so_far:
         _measure(wanted, record)
-    whole = cases(NETWORKS, VARIANTS, options.seconds)
+    whole = choose(NETWORKS, VARIANTS, options.seconds)
     found = {case: record.found[task] for case in whole if (task := _task(case)) in record.found}
-    write_page(Findings.of(found), machine(), Case.rounds)
+    write(Findings.of(found))
     print(f"{len(found)} of {len(whole)} cases are in {PERFORMANCE.path}")
+
+
+def _write_page(findings: Findings) -> None:
+    write_page(findings, machine(), Case.rounds)
 
 
 def _measure(wanted: Iterable[Case], record: Record | None) -> None:
@@ -114,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sparsity", type=_names(VARIANTS), default=list(VARIANTS), help=", ".join(VARIANTS))
     parser.add_argument("--seconds", type=float, default=Case.seconds, help="at least, for each number of threads")
     parser.add_argument("--quick", action="store_true", help="two networks, one thread, nothing written")
+    parser.add_argument("--deepsparse", action="store_true", help="measure beside DeepSparse instead, one thread")
     parser.add_argument("--so-far", action="store_true", help="measure nothing, write the page of what there is")
     return parser
 

@@ -53,9 +53,11 @@ class _Files:
 
     def __init__(self, folder: Path, case: Case) -> None:
         self.dense, self.model, self.inputs = folder / "dense.onnx", folder / "model.onnx", folder / "inputs.npz"
-        onnx.save(NETWORKS[case.network].make(), self.dense)
+        dense = NETWORKS[case.network].make()
+        onnx.save(dense, self.dense)
         self.graph = VARIANTS[case.variant](load_onnx(self.dense))
-        save_onnx(self.graph, self.model)
+        write_variant(dense, self.graph, self.model)
+        del dense
         gc.collect()
         self.artifact, self.seconds = _built(self.model, folder / "artifact")
         self.dense_artifact = None if case.variant == DENSE else _built(self.dense, folder / "dense")[0]
@@ -80,6 +82,19 @@ class _Files:
             "peer_arena_bytes": activation_bytes(self.dense, self.inputs),
             "shares": shares,
         }
+
+
+def write_variant(dense: onnx.ModelProto, graph: Graph, path: Path) -> None:
+    """The dense model with the graph's weights, so that it keeps its opset, which old peers read; where shapes have
+    changed, the graph as we export it."""
+    changed = {value.name: value.data for value in graph.all_constants() if value.data is not None}
+    weights = [w for w in dense.graph.initializer if w.name in changed]
+    if any(tuple(w.dims) != changed[w.name].shape for w in weights):
+        save_onnx(graph, path)
+        return
+    for weight in weights:
+        weight.CopyFrom(onnx.numpy_helper.from_array(changed[weight.name].numpy(), weight.name))
+    onnx.save(dense, path)
 
 
 def random_inputs(executable: Executable, seed: int = 0) -> dict[str, np.ndarray]:
@@ -135,7 +150,7 @@ def _timings(files: _Files, case: Case, threads: int) -> dict[str, Any]:
                 sides[name] = timed(_call(stack.enter_context(load(artifact.path, threads)), files.feeds))
         for peer in case.peers:
             model = files.model if peer in SAME_FILE else files.dense
-            sides[peer] = stack.enter_context(PEERS[peer](model, threads, files.inputs))
+            sides[peer] = stack.enter_context(PEERS[peer].open(model, threads, files.inputs))
         peak = fma_peak()
         times = alternate(list(sides.values()), case.seconds, case.rounds)
         peak = max(peak, fma_peak())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.case import DENSE, OURS, OURS_DENSE
-from tests.benchmarks.findings import GOALS, SPARSE, Cell, Findings, Goal, family, geometric_mean
+from tests.benchmarks.findings import DEEPSPARSE_GOALS, GOALS, SPARSE, Cell, Findings, Goal, family, geometric_mean
 from tests.benchmarks.models import NETWORKS
 from tests.pages import PERFORMANCE, Page
 
@@ -115,18 +115,35 @@ def sparse(findings: Findings) -> list[str]:
     return [*parts, title + table(["network", *(HEADS[v] for v in _COLUMNS)], _known(rows))]
 
 
+def write_deepsparse(findings: Findings, page: Page = PERFORMANCE) -> None:
+    """Write the section of `make bench-deepsparse`."""
+    page.write("Beside DeepSparse", deepsparse(findings))
+
+
 def deepsparse(findings: Findings) -> str:
     """What DeepSparse does on the same files."""
     versions = ", ".join(_values(findings, "deepsparse"))
-    text = "`make bench-deepsparse` measures it in the same way, in a virtual environment of its own: DeepSparse "
-    text += f"{versions} runs the same file as we do, ONNX Runtime the dense one. One thread.\n\n"
+    text = "`make bench-deepsparse` measures it in the same way, in turns with a process in a virtual environment of "
+    text += f"its own: DeepSparse {versions} runs the same file as we do, ONNX Runtime the dense one. "
+    text += goals(findings, DEEPSPARSE_GOALS) + "\n"
     ours = _grid("Times faster than DeepSparse on the same file", lambda cell: findings.gain(cell, "deepsparse"))
     theirs = _grid(
         "DeepSparse: times faster than dense ONNX Runtime",
         lambda cell: findings.gain(cell, "onnxruntime", side="deepsparse"),
     )
     failed = [f"- {' '.join(cell)}: {f['error']}\n" for cell, f in sorted(findings.found.items()) if "error" in f]
-    return text + "\n".join([ours, theirs]) + ("\nWhat did not run:\n\n" + "".join(failed) if failed else "")
+    times = deepsparse_times(findings)
+    return text + "\n".join([ours, theirs, times]) + ("\nWhat did not run:\n\n" + "".join(failed) if failed else "")
+
+
+def deepsparse_times(findings: Findings) -> str:
+    """Everybody's time at 90 %."""
+    rows = []
+    for network in NETWORKS:
+        times = [findings.seconds((network, "90"), side) for side in (OURS, "deepsparse", "onnxruntime")]
+        rows.append([network, *(number(t and 1e3 * t, 2) for t in times)])
+    heads = ["network", "ours", "DeepSparse", "ONNX Runtime, dense"]
+    return "### Milliseconds at 90 %\n\n" + table(heads, _known(rows))
 
 
 def shares(findings: Findings) -> str:
