@@ -11,7 +11,7 @@ from tests.benchmarks.bench import QUICK, cases, lines, main
 from tests.benchmarks.case import DENSE, Case
 from tests.benchmarks.findings import GOALS, Findings, Goal, geometric_mean
 from tests.benchmarks.models import NETWORKS
-from tests.benchmarks.page import dense, goals, shares, sizes, sparse, table, write_page
+from tests.benchmarks.page import dense, goals, shares, sizes, sparse, table, write_deepsparse, write_page
 from tests.benchmarks.variants import VARIANTS
 from tests.pages import PERFORMANCE
 from tests.runs import Facts
@@ -48,8 +48,8 @@ def row(text: str, name: str) -> list[str]:
 
 def test_times_and_ratios(findings: Findings) -> None:
     one, two = dense(findings, 1), dense(findings, 2)
-    assert row(one, "ResNet-18") == ["10.00", "30.00", "5.00", "3.00", "0.50", "10", "10 %", "3 %"]
-    assert row(two, "ResNet-18") == ["5.00", "15.00", "2.50", "3.00", "0.50", "20", "10 %", "3 %"]
+    assert row(one, "ResNet-18") == ["10.00", "30.00", "5.00", "3.00", "0.50", "10", "10 %", "1 % / 3 % / 0 %"]
+    assert row(two, "ResNet-18") == ["5.00", "15.00", "2.50", "3.00", "0.50", "20", "10 %", "1 % / 3 % / 0 %"]
     mean = f"{(1 * 2 * 3 * 4) ** 0.25:.2f}"
     assert row(one, "geometric mean, CNNs") == ["", "", "", mean, "0.50", "", "", ""]
     assert "ViT-S" not in one and "transformers" not in one  # nothing is said of what was not measured
@@ -86,10 +86,25 @@ def test_the_page_keeps_what_others_wrote(findings: Findings, tmp_path: Path) ->
     assert "onnxruntime 1.2, openvino 2026" in text and text.count("\n## ") == 7
 
 
+def test_the_section_on_deepsparse(tmp_path: Path) -> None:
+    case = Case("ResNet-18", "90", (1,), peers=("onnxruntime", "deepsparse"))
+    found = facts(10, 40, 5)
+    found |= {"deepsparse": "1.8", "threads 1": found["threads 1"] | {"deepsparse": {"median": 0.02, "spread": 0.1}}}
+    failed = Case("BERT-base", "90", (1,), peers=case.peers)
+    page = replace(PERFORMANCE, path=tmp_path / "performance.md")
+    write_deepsparse(Findings.of({case: found, failed: {"error": "E_PEER: no"}}), page)
+    text = page.path.read_text()
+    ours, theirs, times = text.split("\n### ")[1:]
+    assert [row(part, "ResNet-18")[3] for part in (ours, theirs)] == ["2.00", "2.00"]
+    assert row(times, "ResNet-18") == ["10.00", "20.00", "40.00"]
+    assert "missing: MobileNetV1 90" in text and text.endswith("What did not run:\n\n- BERT-base 90: E_PEER: no\n")
+
+
 def test_a_case_is_told_in_few_lines() -> None:
     case = Case("ResNet-18", "90")
     text = "\n".join(lines(case, facts(2, 30, 5, own_dense=10)))
-    assert "onnxruntime 30.00 ms (15.00)" in text and "50 GFLOP/s, 50 % of peak" in text and "Gemm" not in text
+    assert "  1 thread      2.00 ms ±0 %, ours, dense 10.00 ms ±1 % (5.00), onnxruntime 30.00 ms ±3 % (15.00)" in text
+    assert "50 GFLOP/s, 50 % of peak" in text and "Gemm" not in text
     assert lines(case, {"error": "E_NO_PEER: no"}) == ["ResNet-18, 90 %", "  error: E_NO_PEER: no"]
 
 

@@ -108,13 +108,14 @@ def lines(case: Case, facts: Facts) -> list[str]:
         if own is None:
             continue
         rate = f"{number(findings.gflops(cell, threads), 0)} GFLOP/s, "
-        parts = [f"  {threads} thread{'s' if threads > 1 else ' '} {1e3 * own:8.2f} ms"]
+        shown_spread = percent(findings.spread(cell, OURS, threads))
+        parts = [f"  {threads} thread{'s' if threads > 1 else ' '} {1e3 * own:8.2f} ms ±{shown_spread}"]
         for side in (OURS_DENSE, *case.peers):
             gain, seconds = findings.gain(cell, side, threads), findings.seconds(cell, side, threads)
             if gain is not None and seconds is not None:
-                parts.append(f"{side} {1e3 * seconds:.2f} ms ({gain:.2f})")
+                shown_spread = percent(findings.spread(cell, side, threads))
+                parts.append(f"{side} {1e3 * seconds:.2f} ms ±{shown_spread} ({gain:.2f})")
         parts.append(rate + f"{percent(findings.share_of_peak(cell, threads))} of peak")
-        parts.append(f"spread {percent(findings.spread(cell, threads))}")
         shown.append(", ".join(parts))
     kinds = [f"{kind} {percent(share)}" for kind, share in facts.get("shares", {}).items() if share >= 0.01]
     shown += [f"  {', '.join(kinds)}"] if kinds else []

@@ -35,10 +35,10 @@ class Findings:
         timing = self._run(cell, threads).get(side)
         return None if timing is None else float(timing["median"])
 
-    def spread(self, cell: Cell, threads: int = 1) -> float | None:
-        """The largest of the spreads (quartiles' distance over the median)."""
-        spreads = [t["spread"] for t in self._run(cell, threads).values() if isinstance(t, dict)]
-        return max(spreads, default=None)
+    def spread(self, cell: Cell, side: str, threads: int = 1) -> float | None:
+        """Distance of a side's quartiles over its median."""
+        timing = self._run(cell, threads).get(side)
+        return None if timing is None else float(timing["spread"])
 
     def gain(self, cell: Cell, over: str, threads: int = 1, side: str = OURS) -> float | None:
         """How many times faster a side is than another, which ran beside it."""

@@ -89,14 +89,16 @@ def dense(findings: Findings, threads: int) -> str:
         gains = [findings.gain(cell, side, threads) for side in ("onnxruntime", "openvino")]
         rates = [number(findings.gflops(cell, threads), 0), percent(findings.share_of_peak(cell, threads))]
         shown = [number(t and 1e3 * t, 2) for t in times] + [number(g, 2) for g in gains]
-        rows.append([network, *shown, *rates, percent(findings.spread(cell, threads))])
+        spreads = [findings.spread(cell, side, threads) for side in (OURS, "onnxruntime", "openvino")]
+        rows.append([network, *shown, *rates, " / ".join(map(percent, spreads))])
     for text, name in _MEANS.items():
         means = [
             _mean(name, lambda cell, side=side: findings.gain(cell, side, threads))  # type: ignore[misc]
             for side in ("onnxruntime", "openvino")
         ]
         rows.append([text, "", "", "", *means, "", "", ""])
-    return f"### {_threads(threads)}\n\nMilliseconds and ratios.\n\n" + table(heads, _known(rows))
+    text = f"### {_threads(threads).capitalize()}\n\nMilliseconds and ratios; spread is the distance of the quartiles "
+    return text + "over the median, of each of the three.\n\n" + table(heads, _known(rows))
 
 
 def sparse(findings: Findings) -> list[str]:
