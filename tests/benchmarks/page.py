@@ -82,9 +82,11 @@ def dense(findings: Findings, threads: int) -> str:
     """Everybody's time on the dense networks."""
     heads = ["network", "ms", "ONNX Runtime", "OpenVINO", "over ONNX Runtime", "over OpenVINO"]
     heads += ["GFLOP/s", "of peak", "spread"]
-    rows = []
+    rows: list[list[str]] = []
     for network in NETWORKS:
         cell = network, DENSE
+        if findings.seconds(cell, OURS, threads) is None:
+            continue
         times = [findings.seconds(cell, side, threads) for side in (OURS, "onnxruntime", "openvino")]
         gains = [findings.gain(cell, side, threads) for side in ("onnxruntime", "openvino")]
         rates = [number(findings.gflops(cell, threads), 0), percent(findings.share_of_peak(cell, threads))]
