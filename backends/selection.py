@@ -117,7 +117,8 @@ def dense_conv_cycles(spec: ConvSpec, target: Target) -> tuple[str, float]:
     taps = spec.kernel[0] * spec.kernel[1]
     gathered = 0.0
     if taps > 1 or spec.strides != (1, 1):
-        gathered = _GATHER * spec.batch * spec.in_channels * taps * pixels / lanes
+        each = _GATHER if spec.strides[1] == 1 else _GATHER_STRIDED
+        gathered = each * spec.batch * spec.in_channels * taps * pixels / lanes
     return method, work * padded * 1.04 + gathered
 
 
@@ -171,13 +172,13 @@ def _make(schedule: Callable[..., Kernel], spec: object, target: Target, paralle
 
 #: Cycles of a multiply-add with a vector from the first-level cache, with one there across a line's end, and with one
 #: from the second level: the share of far ones grows until a tile is so many first-level caches large.
-_NEAR, _ACROSS, _FAR, _FAR_ACROSS, _ALL_FAR = 0.95, 1.75, 2.2, 2.55, 2.5
+_NEAR, _ACROSS, _FAR, _FAR_ACROSS, _ALL_FAR = 0.95, 1.65, 2.2, 2.55, 2.5
 #: Cycles per entry, per channel of an entry's block, per block, per channel of it, and per stored piece of a vector.
 _ENTRY, _CHANNEL, _BLOCK, _ROW, _STORE = 1.1, 0.27, 9.0, 1.1, 3.0
 #: Cycles of copying a vector into staged memory, and of turning an element round.
 _COPY, _TURN = 2.9, 0.15
-#: Cycles of gathering a vector into a panel.
-_GATHER = 6.0
+#: Cycles of gathering a vector into a panel, without strides and with.
+_GATHER, _GATHER_STRIDED = 4.0, 11.0
 
 
 def sparse_conv_cycles(spec: SparseConvSpec, entries: int, target: Target) -> float:
@@ -208,7 +209,7 @@ def sparse_matmul_cycles(spec: SparseMatMulSpec, entries: int, target: Target) -
 
 def _load_cycles(footprint: int, aligned: bool, target: Target) -> float:
     """Cycles of loading a vector of a tile that reads `footprint` bytes."""
-    far = min(1.0, footprint / (_ALL_FAR * target.l1_bytes))
+    far = min(1.0, max(0.0, (footprint / target.l1_bytes - 0.4) / (_ALL_FAR - 0.4)))
     near, beyond = (_NEAR, _FAR) if aligned else (_ACROSS, _FAR_ACROSS)
     return near + far * (beyond - near)
 
@@ -217,7 +218,7 @@ def _step_cycles(vectors: float, size: int, unroll: int, load: float) -> float:
     """Cycles of one entry of a block of `size` channels against `vectors` vectors."""
     if size == 1:
         return max(vectors * load, 4.0 / unroll) + _ENTRY
-    return max(vectors * (size + 0.5 * (load - _NEAR)), 4.0) + _CHANNEL * size
+    return max(vectors * (size + (load - _NEAR) / size), 4.0) + _CHANNEL * size
 
 
 def _cost(vector: Vector, lanes: int) -> float:

@@ -24,6 +24,8 @@ from backends.schedules.specs import ConvSpec
 from backends.target import Target
 from compiler.errors import SecateurError
 
+#: Bands that are enough to share among threads.
+_FEWEST = 4
 #: Blocks between a prefetch and its use.
 _AHEAD = 4
 
@@ -96,7 +98,7 @@ class _Builder:
     def build(self) -> Kernel:
         conv = self.conv
         problems, bands = conv.batch * conv.groups, self.tiles.bands
-        together = self.parallel and problems * bands < GRAINS
+        together = self.parallel and problems * bands < _FEWEST
         slots = problems * bands if together else min(GRAINS, problems * bands) if self.parallel else 1
         workspace = slots * self.tiles.scratch
         symbol = symbol_for("sparse_conv", self.spec, self.target, self.parallel)
