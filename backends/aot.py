@@ -203,7 +203,7 @@ def _find_linker(target: Target) -> tuple[list[str], dict[str, str]]:
     arch = target.triple.split("-")[0]
     if _has_zig():
         for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
-            environment.setdefault(name, _cache_folder())
+            environment.setdefault(name, cache_folder("zig"))
         return [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.17"], environment
     if compiler := shutil.which("cc"):
         return [compiler], environment
@@ -220,9 +220,9 @@ def _has_zig() -> bool:
     return find_spec("ziglang") is not None
 
 
-def _cache_folder() -> str:
-    """A writable folder where zig keeps what it builds once per machine."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur" / "zig"
+def cache_folder(name: str) -> str:
+    """A writable folder for what is made once per machine."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur" / name
     try:
         home.mkdir(parents=True, exist_ok=True)
         if os.access(home, os.W_OK):
@@ -230,17 +230,26 @@ def _cache_folder() -> str:
     except OSError:
         pass
     user = hashlib.sha256(str(Path.home()).encode()).hexdigest()[:8]
-    return str(Path(tempfile.gettempdir()) / f"secateur-zig-{user}")
+    return str(Path(tempfile.gettempdir()) / f"secateur-{name}-{user}")
 
 
 def shared_library(program: Program, plan: MemoryPlan, target: Target) -> bytes:
     """Compile and link a program: the bytes of its shared library."""
+    return _link(program.kernels, entry_source(program, plan), target)
+
+
+def kernel_library(kernels: dict[str, tvm.tirx.PrimFunc], target: Target) -> bytes:
+    """Compile and link kernels that are called one by one, under their symbols."""
+    return _link(kernels, f"int secateur_kernels(void) {{ return {len(kernels)}; }}\n", target)
+
+
+def _link(kernels: dict[str, tvm.tirx.PrimFunc], entry: str, target: Target) -> bytes:
     linker = Linker(target)
     with tempfile.TemporaryDirectory(prefix="secateur-") as name:
         folder = Path(name)
-        support = linker.start_support(folder, entry_source(program, plan))
+        support = linker.start_support(folder, entry)
         try:
-            objects = compile_kernels(program.kernels, target)
+            objects = compile_kernels(kernels, target)
         except BaseException:
             support.kill()
             support.communicate()

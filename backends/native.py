@@ -21,8 +21,10 @@ from backends.aot import ABI_VERSION, shared_library
 from backends.lowering import Program, lower
 from backends.memory import MemoryPlan, plan
 from backends.runtime.loader import FORMAT_VERSION, read_manifest
+from backends.selection import Selector
 from backends.target import Target
 from backends.target import target as named_target
+from backends.tuning import tune as measure
 from compiler.errors import SecateurError
 from compiler.exporters.onnx import save_onnx
 from compiler.ir.graph import Graph
@@ -57,11 +59,13 @@ def build(
     target: str | Target = "native",
     overwrite: bool = False,
     progress: Progress | None = None,
+    tune: float = 0.0,
 ) -> Artifact:
     """Compile `graph` for `target` into the directory `output`.
 
-    `progress(stage, done, total)` is called as the stages lower, plan, compile and write begin. Raises
-    SecateurError: E_OUTPUT_EXISTS when `output` exists and overwrite is false, E_OUTPUT when it cannot be
+    `progress(stage, done, total)` is called as the stages lower, plan, compile and write begin. tune: seconds to spend
+    on measuring which schedules are fastest on this machine (measurements are kept; an artifact's bytes then depend on
+    them). Raises SecateurError: E_OUTPUT_EXISTS when `output` exists and overwrite is false, E_OUTPUT when it cannot be
     written, E_SYMBOLIC_DIM, E_NO_LOWERING, E_NO_LINKER. On any failure nothing is left behind.
     """
     report = progress or (lambda stage, done, total: None)
@@ -70,7 +74,11 @@ def build(
     path = Path(output)
     _require_free(path, overwrite)
     report(_STAGES[0], 0, len(_STAGES))
-    program = lower(graph, chosen)
+    selector = Selector(chosen)
+    program = lower(graph, chosen, selector=selector)
+    if tune > 0:
+        preferred = measure(selector.requests, chosen, tune, progress=progress)
+        program = lower(graph, chosen, selector=Selector(chosen, preferred))
     report(_STAGES[1], 1, len(_STAGES))
     memory = plan(program)
     report(_STAGES[2], 2, len(_STAGES))

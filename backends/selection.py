@@ -6,8 +6,10 @@ measurements (see docs/performance.md) and say how much a vector costs from each
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +30,8 @@ _DENSEST = 0.65
 #: What a sparse schedule must promise to be preferred.
 _MARGIN = 0.95
 BLOCKS = (1, 2, 4)
+#: Tiles per block height that measurement may choose from.
+_TILES = 3
 _VECTORS = (2, 3, 4, 6, 8)
 #: Cycles per byte of weights that are used only once.
 _BYTES_COST = 0.12
@@ -51,12 +55,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that a layer gets, and the others, best first. nonzeros, weights: how many there are."""
+    """The candidate that a layer gets, and the others, best first. nonzeros, weights: how many there are.
+
+    measured: the choice was made by measurement, not by cost.
+    """
 
     chosen: Candidate
     others: tuple[Candidate, ...]
     nonzeros: int
     weights: int
+    measured: bool = False
 
     def describe(self) -> dict[str, object]:
         """What manifests and reports tell about the choice."""
@@ -68,7 +76,53 @@ class Choice:
             "weights": self.weights,
             "cycles": round(self.chosen.cycles),
             "dense_cycles": None if dense is None else round(dense),
+            "chosen_by": "measurement" if self.measured else "cost",
         }
+
+
+@dataclass(frozen=True)
+class Request:
+    """A layer that a schedule was chosen for: its shape, its constant operand, the choice."""
+
+    spec: ConvSpec | MatMulSpec
+    weights: np.ndarray
+    choice: Choice
+
+
+class Selector:
+    """Chooses the schedules of a network's layers by cost, or as `preferred` says, and remembers them.
+
+    preferred: for a layer's key in `requests`, the label of the candidate to take.
+    """
+
+    def __init__(self, target: Target, preferred: Mapping[str, str] | None = None) -> None:
+        self.target = target
+        self.preferred = dict(preferred or {})
+        self.requests: dict[str, Request] = {}
+
+    def conv(self, spec: ConvSpec, weights: np.ndarray) -> Choice:
+        """The schedule of a convolution with these weights [out, in // groups, kh, kw]."""
+        return self._settle(spec, weights, choose_conv(spec, weights, self.target))
+
+    def matmul(self, spec: MatMulSpec, weights: np.ndarray | None) -> Choice:
+        """The schedule of a matrix product whose constant operand, if it has one, is `weights` as it is stored."""
+        choice = choose_matmul(spec, weights, self.target)
+        return choice if weights is None else self._settle(spec, weights, choice)
+
+    def _settle(self, spec: ConvSpec | MatMulSpec, weights: np.ndarray, choice: Choice) -> Choice:
+        if not choice.others:
+            return choice
+        zeros = np.packbits(np.asarray(weights) != 0).tobytes()
+        machine = dataclasses.replace(self.target, threads=1)
+        key = hashlib.sha256(repr((spec, machine)).encode() + zeros).hexdigest()
+        wanted = self.preferred.get(key)
+        every = (choice.chosen, *choice.others)
+        found = next((c for c in every if c.label == wanted), None)
+        if found is not None:
+            others = tuple(c for c in every if c is not found)
+            choice = dataclasses.replace(choice, chosen=found, others=others, measured=True)
+        self.requests[key] = Request(spec, weights, choice)
+        return choice
 
 
 def choose_conv(spec: ConvSpec, weights: np.ndarray, target: Target) -> Choice:
@@ -123,7 +177,7 @@ def dense_conv_cycles(spec: ConvSpec, target: Target) -> tuple[str, float]:
 
 
 def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
-    """The best tile for each block height."""
+    """The best tiles for each block height."""
     grouped = np.asarray(weights).reshape(spec.groups, spec.out_channels // spec.groups, -1)
     for block, stored, fill in _encodings(list(grouped)):
         tiles = [SparseConvSpec(spec, block, v, 1, packed) for v in _VECTORS for packed in (False, True)]
@@ -137,15 +191,14 @@ def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) 
 
 
 def sparse_matmul_candidates(spec: MatMulSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
-    """The best tile for each block height."""
+    """The best tiles for each block height."""
     for block, stored, fill in _encodings([outputs_first(spec, weights)]):
         tiles = [SparseMatMulSpec(spec, block, vectors) for vectors in _VECTORS]
         fitting = [t for t in tiles if t.registers(target) <= target.vector_registers]
-        if fitting:
-            costs = ((sparse_matmul_cycles(t, stored, target), t) for t in fitting)
-            cycles, best = min(costs, key=lambda found: found[0])
-            make = functools.partial(_make, sparse_matmul, best)
-            yield Candidate("sparse_matmul", _name(block), best.label, cycles * fill, make)
+        costs = sorted(((sparse_matmul_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0])
+        for cycles, tile in costs[:_TILES]:
+            make = functools.partial(_make, sparse_matmul, tile)
+            yield Candidate("sparse_matmul", _name(block), tile.label, cycles * fill, make)
 
 
 def _encodings(matrices: list[np.ndarray]) -> Iterator[tuple[int, int, float]]:

@@ -75,12 +75,13 @@ def compile(
     overwrite: bool = False,
     verify: bool = True,
     context: Context | None = None,
+    tune: float = 0.0,
 ) -> Artifact:
     """Compile a model (a path, a ModelProto, an nn.Module, …) into the artifact directory `output`.
 
     shapes: input name -> shape for symbolic dimensions. args: example arguments of an nn.Module. verify: compare
     the result with ONNX Runtime, and a pruning with the silenced original, before anything appears at `output`;
-    CheckFailed otherwise.
+    CheckFailed otherwise. tune: seconds to spend on measuring which schedules are fastest on this machine.
     """
     outcome = compile_outcome(
         source,
@@ -92,6 +93,7 @@ def compile(
         overwrite=overwrite,
         verify=verify,
         context=context,
+        tune=tune,
     )
     assert outcome.artifact is not None
     return outcome.artifact
@@ -108,6 +110,7 @@ def compile_outcome(
     overwrite: bool = False,
     verify: bool = True,
     context: Context | None = None,
+    tune: float = 0.0,
 ) -> Outcome:
     """As `compile`, with the graph, the passes' reports and the checks that were made."""
     from backends import Artifact, build
@@ -119,7 +122,7 @@ def compile_outcome(
     graph = load(source, shapes=shapes, **options)
     transformed = pipeline.run(graph, context)
     with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as folder:
-        draft = build(transformed, Path(folder) / "artifact", target=target, progress=context.progress)
+        draft = build(transformed, Path(folder) / "artifact", target=target, progress=context.progress, tune=tune)
         checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
         if verify and _runs_here(draft):
             context.progress("verifying", 0, 1)

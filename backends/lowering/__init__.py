@@ -21,14 +21,15 @@ from backends.lowering.fusion import fuse
 from backends.lowering.prepare import prepare
 from backends.lowering.program import Program
 from backends.lowering.rules import lowering, rule_for
+from backends.selection import Selector
 from backends.target import Target
 from compiler.ir.graph import Graph
 
 __all__ = ["Program", "lower", "lowering"]
 
 
-def lower(graph: Graph, target: Target, *, parallel: bool = True) -> Program:
-    """The program that computes `graph` on `target`.
+def lower(graph: Graph, target: Target, *, parallel: bool = True, selector: Selector | None = None) -> Program:
+    """The program that computes `graph` on `target`; `selector` chooses schedules, by cost if it is not given.
 
     Raises SecateurError: E_SYMBOLIC_DIM for shapes that are not numbers, E_NO_LOWERING for an operator, or a use
     of one, that has no rule.
@@ -36,6 +37,6 @@ def lower(graph: Graph, target: Target, *, parallel: bool = True) -> Program:
     prepared = prepare(graph)
     for node in prepared.nodes:
         rule_for(node)
-    context = Lowering(fuse(prepared), target, parallel=parallel)
+    context = Lowering(fuse(prepared), selector or Selector(target), parallel=parallel)
     context.run()
     return context.finish()

@@ -15,7 +15,7 @@ from backends.lowering.program import Buffer, Program, Step
 from backends.lowering.rules import no_lowering, rule_for
 from backends.schedules.emit import Emitter
 from backends.schedules.kernel import Kernel
-from backends.target import Target
+from backends.selection import Selector
 from compiler.ir.graph import Graph, Node, Value
 
 Body = Callable[..., None]
@@ -36,8 +36,9 @@ def storage_type(dtype: np.dtype) -> str:
 class Lowering:
     """A program in the making. `parallel` lets kernels share their outer loop among threads."""
 
-    def __init__(self, graph: Graph, target: Target, *, parallel: bool = True) -> None:
-        self.target = target
+    def __init__(self, graph: Graph, selector: Selector, *, parallel: bool = True) -> None:
+        self.selector = selector
+        self.target = selector.target
         self.parallel = parallel
         self._buffers: dict[Value, Buffer] = {}
         self._constants: dict[tuple[str, str, tuple[int, ...]], Buffer] = {}

@@ -20,7 +20,7 @@ from backends.schedules.emit import Array, Emitter, Expr
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel
 from backends.schedules.specs import ConvSpec, ConvTransposeSpec
-from backends.selection import Choice, choose_conv
+from backends.selection import Choice
 from compiler.ir.graph import Node
 
 
@@ -76,7 +76,7 @@ def _conv(node: Node, lower: Lowering) -> None:
         if (spec.out_height, spec.out_width) == planar_shape(y)[2:]:
             weights = node.input(1)
             assert weights is not None
-            choice = choose_conv(spec, weights.numpy(), lower.target)
+            choice = lower.selector.conv(spec, weights.numpy())
             kernel = choice.chosen.make(lower.target, lower.parallel)
             _scheduled(node, lower, kernel, choice.chosen.schedule, choice)
             return

@@ -16,7 +16,6 @@ from backends.lowering.rules import lowering
 from backends.schedules.emit import Array, Emitter, Expr, Index
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.specs import MatMulSpec
-from backends.selection import choose_matmul
 from compiler.ir.graph import Node
 
 
@@ -126,7 +125,7 @@ def _by_schedule(lower: Lowering, node: Node, direct: DirectMatMulSpec) -> bool:
     )
     weight = {"a": left, "b": right}.get(side or "")
     scaled = None if weight is None else weight.numpy() * np.float32(direct.alpha)
-    choice = choose_matmul(spec, scaled, lower.target)
+    choice = lower.selector.matmul(spec, scaled)
     kernel = choice.chosen.make(lower.target, lower.parallel)
     vector = None
     if bias is not None:

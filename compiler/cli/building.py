@@ -46,6 +46,9 @@ def compile_command(
     passes: Annotated[str | None, typer.Option(help='Passes, such as "simplify,prune(ratio=0.5)".')] = None,
     recipe: Recipe = None,
     shape: Shapes = None,
+    tune: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to spend on measuring which schedules are fastest here.")
+    ] = 0.0,
     force: Force = False,
     no_verify: NoVerify = False,
     print_after: PrintAfter = None,
@@ -65,6 +68,7 @@ def compile_command(
             overwrite=force,
             verify=not no_verify,
             context=context,
+            tune=tune,
         )
     artifact = outcome.artifact
     assert artifact is not None

@@ -197,6 +197,18 @@ def _ops(graph: Graph) -> list[list[Any]]:
     return sorted(([op, *n] for op, n in kinds.items()), key=lambda r: (-r[2], -r[4], r[0]))
 
 
+def _kernel_row(layer: dict[str, Any]) -> list[str]:
+    """What a kernel is, how its weights are stored, and what the choice was estimated to gain."""
+    stored = " ".join(part for part in (layer.get("format", ""), layer.get("tile", "")) if part)
+    if layer.get("chosen_by") == "measurement":
+        stored += ", measured"
+    share = f"{layer['nonzeros'] / layer['weights']:.0%}" if layer.get("weights") else ""
+    sparse = layer.get("dense_cycles") and layer["format"] != "dense"
+    gain = f"{layer['dense_cycles'] / max(1, layer['cycles']):.1f}x" if sparse else ""
+    nodes = ", ".join(layer.get("nodes", []))[:60]
+    return [str(layer.get("schedule", "")), stored, share, gain, nodes, count(layer.get("macs", 0))]
+
+
 def _inspect_artifact(screen: Screen, path: Path) -> None:
     try:
         manifest = jsonlib.loads((path / "manifest.json").read_text(encoding="utf-8"))
@@ -209,10 +221,12 @@ def _inspect_artifact(screen: Screen, path: Path) -> None:
         ) from None
     files = [[name, size(f["bytes"]), f["sha256"][:12]] for name, f in sorted(manifest["files"].items())]
     screen.print(table(f"{path}: {manifest['target']['name']}", "file", "size", "sha256", rows=files))
-    layers = [
-        [str(layer.get("schedule", "")), ", ".join(layer.get("nodes", []))[:70], count(layer.get("macs", 0))]
-        for layer in manifest["layers"]
-    ]
-    screen.print(table(f"{len(layers)} kernels", "schedule", "nodes", "MACs", rows=layers))
+    layers = [_kernel_row(layer) for layer in manifest["layers"]]
+    heads = ("schedule", "format", "nonzeros", "over dense", "nodes", "MACs")
+    screen.print(table(f"{len(layers)} kernels", *heads, rows=layers))
+    if any("format" in layer for layer in manifest["layers"]):
+        screen.print(
+            "format: how the weights are stored; over dense: the dense schedule's estimated time over this one's"
+        )
     screen.print(f"activation memory: {size(manifest['arena_bytes'])}")
     screen.finish(manifest)
