@@ -94,9 +94,14 @@ class ParameterCriterion(Criterion):
 
     def weight_scores(self, evidence: Evidence, constant: Value) -> np.ndarray:
         uses = evidence.direct.get(constant, [])
-        return np.concatenate(
-            [self.score(row_values(constant, uses, rows), constant, rows) for rows in _row_blocks(constant)]
-        )
+        found: np.ndarray | None = None
+        for rows in _row_blocks(constant):
+            scores = self.score(row_values(constant, uses, rows), constant, rows)
+            if found is None:
+                found = np.empty(constant.static_shape or (), scores.dtype)
+            found[rows] = scores
+        assert found is not None
+        return found
 
     def _shares_of(self, evidence: Evidence, constant: Value) -> Iterator[Share]:
         layout = evidence.groups.layouts.get(constant) or []

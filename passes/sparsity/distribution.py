@@ -50,23 +50,24 @@ def global_zeros(ranked: Ranked, zeros: int) -> list[int]:
     Of equal ranks those of the last layers go first. The best block of each layer stays. Exact: the bound is found
     digit by digit (radix selection), from histograms over one layer after another.
     """
-    width, removable, bound = 0, 0, 0
-    for ranks, sizes in ranked():
-        width = max(width, ranks.dtype.itemsize * 8)
-        removable += _total(ranks, sizes) - _size(sizes, int(np.argmax(ranks)))
-    left = min(zeros, removable)
+    width = next(ranks.dtype.itemsize * 8 for ranks, _ in ranked())
+    bound, left = 0, zeros
     for shift in range(width - _DIGIT, -1, -_DIGIT):
-        counts = np.zeros(1 << _DIGIT, np.int64)
+        counts, best = np.zeros(1 << _DIGIT, np.int64), 0
         for ranks, sizes in ranked():
             _count(counts, _keys(ranks, width), sizes, bound, shift)
+            best += _size(sizes, int(np.argmax(ranks)))
         sums = np.cumsum(counts)
+        if shift + _DIGIT == width:
+            left = min(left, int(sums[-1]) - best)
         digit = int(np.searchsorted(sums, left))
         left -= int(sums[digit - 1]) if digit else 0
         bound = bound << _DIGIT | digit
     below, equal = [], []
     for ranks, sizes in ranked():
         keys = _keys(ranks, width)
-        below.append(_total(keys[keys < bound], sizes if isinstance(sizes, int) else sizes[keys < bound]))
+        lower = keys < bound
+        below.append(int(np.count_nonzero(lower)) * sizes if isinstance(sizes, int) else int(sizes[lower].sum()))
         places = np.flatnonzero(keys == bound)
         equal.append(np.full(len(places), sizes) if isinstance(sizes, int) else sizes[places])
     return [b + extra for b, extra in zip(below, _last_first(equal, left), strict=True)]
@@ -103,10 +104,6 @@ def _count(counts: np.ndarray, keys: np.ndarray, sizes: np.ndarray | int, bound:
             counts += np.bincount(digits, minlength=len(counts)) * sizes
         else:
             counts += np.bincount(digits, sizes[start : start + _CHUNK][same], len(counts)).astype(np.int64)
-
-
-def _total(ranks: np.ndarray, sizes: np.ndarray | int) -> int:
-    return len(ranks) * sizes if isinstance(sizes, int) else int(sizes.sum())
 
 
 def _size(sizes: np.ndarray | int, place: int) -> int:

@@ -53,4 +53,4 @@ class Scores:
             stays = run_mask(scores, self._pattern)
         else:
             stays = block_mask(scores, self._pattern, zeros)
-        return weight.layouts[0].stored(stays & ~np.isneginf(scores), weight.shape)
+        return weight.layouts[0].stored(stays, weight.shape) & (np.asarray(weight.value.numpy()) != 0)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from compiler.ir import Graph, verify
 from compiler.ir.execute import execute, random_inputs, relative_difference
-from passes import Context, Prune
+from passes import Context, Prune, Sparsify
+from passes.sparsity.check import sparsity_error
+from passes.sparsity.weights import weights
 from passes.structured.check import silence
 
 TOLERANCE = 1e-4
@@ -55,3 +57,20 @@ def check_pruning(
         error = relative_difference(execute(see(pruned), data), execute(see(silenced), data))
         assert error <= TOLERANCE, f"it differs from the silenced original by {error:.1e}"
     return float(report.reached)
+
+
+def check_sparsity(graph: Graph) -> None:
+    """Every layer takes blocks and N:M: the share asked for is reached, and nothing but zeros is new.
+
+    Weights that layers share both ways round take neither.
+    """
+    turned = any(len(w.layouts) > 1 for w in weights(graph))
+    for pattern, sparsity in (("unstructured", 0.8),) if turned else (("4x1", 0.8), ("2:4@out", None)):
+        context = Context()
+        distribution = "global" if sparsity else "uniform"
+        options = {"keep_first": False, "depthwise": True, "min_size": 16}
+        verify(Sparsify(sparsity, pattern, distribution, **options)(graph, context))
+        (report,) = context.reports["sparsify"]
+        assert sparsity_error(report) == 0
+        assert all(w.weights < 64 or ":" in w.spared for w in report.weights if w.spared), report.weights
+        assert sparsity is None or abs(report.reached - sparsity) <= NEAR

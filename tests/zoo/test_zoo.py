@@ -16,7 +16,7 @@ from compiler.ir.execute import execute, random_inputs
 from passes import Context, Group, Groups, Pipeline, Prune, carried, certify, dependency_groups
 from passes.coupling.transform import restrict
 from tests.ir.test_symbolic_shapes import bound_inputs, check_shapes
-from tests.zoo.checks import TOLERANCE, check_pruning
+from tests.zoo.checks import TOLERANCE, check_pruning, check_sparsity
 from tests.zoo.coverage import prunable_share
 from tests.zoo.entry import Entry, zoo
 
@@ -50,6 +50,7 @@ def test_network(name: str, entry: Entry) -> None:
         assert described(groups) == sorted(entry.expected)
     for scope in ("local", "global"):
         check_pruning(graph, entry.ratio, scope)
+    check_sparsity(graph)
 
 
 @pytest.mark.parametrize(("name", "entry"), entries("batch_fault", lambda e: not e.one_batch))
