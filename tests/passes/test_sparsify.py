@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import numpy as np
 import onnx
 import pytest
 
+from compiler.driver import verify_transformation
 from compiler.exporters import export
 from compiler.frontends import load
-from compiler.ir import Graph, SecateurError
+from compiler.ir import ArrayConstant, Graph, SecateurError, Value
 from compiler.ir.execute import execute, random_inputs, relative_difference
 from passes import Context, Pipeline, Sparsify, parse_passes, sparsity_of
-from passes.importance import available_criteria
+from passes.calibration import Evidence
+from passes.importance import ParameterCriterion, available_criteria, register_criterion
 from passes.sparsity import SparsifyReport, mask
 from passes.sparsity.distribution import erk_zeros
 from tests.networks import network, network_proto
@@ -467,3 +470,47 @@ def test_batchnorm_is_mended_and_zeros_stay() -> None:
     np.testing.assert_allclose(now.mean((0, 2, 3)), was.mean((0, 2, 3)), atol=1e-3)
     np.testing.assert_allclose(now.std((0, 2, 3)), spread, rtol=1e-2)
     assert np.abs(bare.std((0, 2, 3)) / spread - 1).min() > 0.1
+
+
+def test_weights_that_are_no_numbers_are_named() -> None:
+    graph = network("(float[2,40] x, float[40,40] w) => (float[] y) { y = MatMul(x, w) }")
+    broken = graph.value("w").numpy().copy()
+    broken[3, 4] = np.nan
+    graph.value("w").data = ArrayConstant(broken)
+    with pytest.raises(SecateurError, match=r"(?s)E_SCORES.*not numbers.*where: w"):
+        sparsified(graph)
+
+
+def test_a_criterion_of_single_weights_needs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = sys.modules["passes.importance.criterion"]
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @register_criterion("test_signed")
+    class Signed(ParameterCriterion):
+        def score(self, data: np.ndarray, constant: Value, rows: slice) -> np.ndarray:
+            return data
+
+    @register_criterion("test_misshapen")
+    class Misshapen(Signed):
+        def weight_scores(self, evidence: Evidence, constant: Value) -> np.ndarray:
+            return np.zeros(3)
+
+    graph = network("(float[2,40] x, float[40,40] w) => (float[] y) { y = MatMul(x, w) }")
+    result, _ = sparsified(graph, sparsity=0.3, criterion="test_signed")
+    w = weight(graph, "w")
+    np.testing.assert_array_equal(weight(result, "w") == 0, w < np.sort(w.ravel())[480])
+    with pytest.raises(SecateurError, match=r"E_SCORES.*of shape \(3,\) to weights of \(40, 40\)"):
+        sparsified(graph, criterion="test_misshapen")
+
+
+def test_sparse_then_pruned_and_pruned_then_sparse() -> None:
+    graph = network(NET)
+    for text in ("sparsify(sparsity=0.6),prune(ratio=0.3)", "prune(ratio=0.3),sparsify(sparsity=0.6)"):
+        context = Context()
+        pipeline = Pipeline(text)
+        result = pipeline.run(graph, context)
+        checks = verify_transformation(graph, result, pipeline, context)
+        assert [c.difference <= c.tolerance for c in checks] == [True] * len(checks) and checks
+    context.reports["sparsify"][0].after.value("w3").data = ArrayConstant(weight(result, "w3") * np.float32(1.5))
+    with pytest.raises(SecateurError, match="E_VERIFY"):
+        verify_transformation(graph, result, pipeline, context)
