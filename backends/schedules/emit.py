@@ -49,10 +49,11 @@ class Array:
         """Write `lanes` consecutive elements from `index` on."""
         self._emitter.add(tirx.BufferStore(self.buffer, value, [_ramp(index, lanes)]))
 
-    def prefetch(self, index: Index, write: bool = False) -> None:
-        """Ask for the cache line of an element; it need not exist."""
+    def prefetch(self, index: Index, write: bool = False, near: bool = True) -> None:
+        """Ask for the cache line of an element, into the first level or (not near) the second; it need not exist."""
         where = tirx.address_of(self.load(index))
-        hint = tirx.call_llvm_intrin("void", "llvm.prefetch", where, _int(int(write)), _int(3), _int(1))
+        level = _int(3 if near else 2)
+        hint = tirx.call_llvm_intrin("void", "llvm.prefetch", where, _int(int(write)), level, _int(1))
         self._emitter.add(tirx.Evaluate(hint))
 
 

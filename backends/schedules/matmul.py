@@ -19,6 +19,9 @@ from backends.schedules.rows import copy, fill
 from backends.schedules.specs import MatMulSpec
 from backends.target import Target
 
+#: Tiles of rows from which fetching the next columns can be spread over the work on these.
+_ROWS_TO_FETCH_AHEAD = 4
+
 
 def matmul(spec: MatMulSpec, target: Target, parallel: bool = False) -> Kernel:
     """y = epilogue(a @ b); parameters a, b, bias?, residual?, y, workspace?.
@@ -85,6 +88,8 @@ def _rows(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
     splits = min(main, -(-GRAINS // (spec.batch * sweeps))) if parallel and main else 1
     each = max(1, -(-main // splits))
     splits = max(1, -(-main // each))
+    # While one panel of constant columns meets the rows, the next one comes from memory, a little at each step.
+    ahead = -(-columns // main) if constant and main >= _ROWS_TO_FETCH_AHEAD else 0
     with e.loop(spec.batch * sweeps * splits, parallel=True) as job:
         rest, split = divide(e, job, splits)
         item, sweep = divide(e, rest, sweeps)
@@ -108,20 +113,23 @@ def _rows(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
             left=left,
         )
 
-        def tile(first: Index, height: int, o: Operands = operands) -> None:
+        def tile(first: Index, height: int, o: Operands = operands, index: Index | None = None) -> None:
             shape = Tile(height, (), tuple(range(height)))
             here = replace(
                 o,
                 x_at=e.let(o.x_at + first * o.x_pixel),
                 y_at=e.let(o.y_at + first * o.y_pixel),
                 bias_at=first if per_row else o.bias_at,
+                w_next=e.let(o.w_at + spec.k * (columns + index * ahead)) if ahead and index is not None else None,
+                w_next_step=ahead,
             )
             microkernel(e, shape, columns, spec.k, here, epilogue, lanes)
 
         if main:
             begin = e.let(split * each)
             with e.loop(each if main % each == 0 else e.let(tirx.min(each, main - begin))) as t:
-                tile(e.let((begin + t) * tiling.rows), tiling.rows)
+                index = e.let(begin + t)
+                tile(e.let(index * tiling.rows), tiling.rows, index=index)
         if tail:
             with e.when(split >= splits - 1 if splits > 1 else True):
                 tile(main * tiling.rows, tail)

@@ -105,7 +105,8 @@ class Operands:
     y_at + c * y_channel + p * y_pixel. bias: per channel (or per pixel) from bias_at on. left: number of channels that
     exist, if not all may. A reduction cut in parts leaves its sums in y: one that `resumes` starts from them, only the
     one that `ends` applies residual and activation. x_streams, y_streams: the array is too large for the caches and is
-    prefetched: the next tile of x, this tile of y and of the residual.
+    prefetched: the next tile of x, this tile of y and of the residual. w_next: elements of w that the tiles after these
+    read first, w_next_step of them to be asked for at each step.
     """
 
     x: Array
@@ -127,6 +128,8 @@ class Operands:
     ends: Expr | bool = True
     x_streams: bool = False
     y_streams: bool = False
+    w_next: Index | None = None
+    w_next_step: int = 0
 
     def initial(self, channel: int, pixel: int, across: bool, width: int) -> Expr:
         """What a sum starts with: the bias of a vector of pixels, or (across) of channels."""
@@ -155,6 +158,7 @@ def microkernel(
     e.choose(o.resumes, lambda: _resume(e, tile, channels, o, sums, single, across), start)
 
     x_at, w_at = e.let(o.x_at), e.let(o.w_at)
+    w_next = e.let(0 if o.w_next is None else o.w_next)
     if o.y_streams:
         for c in range(channels):
             for offset in range(0, tile.pixels, LINE):
@@ -166,6 +170,9 @@ def microkernel(
         if o.x_streams:
             for offset in range(0, tile.pixels, LINE):
                 o.x.prefetch(x_row + tile.pixels + offset)
+        if o.w_next is not None:
+            for offset in range(0, o.w_next_step, LINE):
+                o.w.prefetch(w_next + k * o.w_next_step + offset, near=False)
         xs = [e.name(o.x.load(x_row + offset, width)) for offset, width in tile.vectors]
         for c in range(channels):
             for (_, width), acc, x in zip(tile.vectors, sums, xs, strict=True):
