@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from compiler.frontends import load
 from compiler.ir import CheckFailed, Graph, Node, SecateurError, Value, infer_shapes, verify
 from compiler.ir.execute import execute, random_inputs, relative_difference
 from examples.fashion_mnist.data import load_test_images, preprocess
-from passes import Pipeline, Prune
+from passes import Pipeline, Prune, Sparsify, sparsity_of
 from tests.networks import network
 from tests.passes.test_coupling_contrib import PATTERNS
 from tests.strategies import networks
@@ -163,6 +164,41 @@ def test_fine_tuning_an_onnx_file(tmp_path: Path) -> None:
     mean = "stem.bn.running_mean"
     assert not np.array_equal(trained.value(mean).numpy(), graph.value(mean).numpy())
     check_module(trained, to_module(load(tmp_path / "trained.onnx")))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=1e-3),
+        lambda p: torch.optim.AdamW(p, lr=1e-3),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_zeros_stay_while_a_sparse_network_learns(optimizer: Callable) -> None:
+    graph = Sparsify(0.7, "4x1", "erk")(load(FASHION))
+    images, labels = load_test_images()
+    x, y = torch.from_numpy(preprocess(images[:64])), torch.from_numpy(labels[:64].astype(np.int64))
+    trained = {}
+    for keep_zeros in (True, False):
+        module = copy.deepcopy(to_module(graph, keep_zeros=keep_zeros)).train()
+        steps, losses = optimizer(module.parameters()), []
+        for _ in range(4):
+            loss = nn.functional.cross_entropy(module(x), y)
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0]
+        trained[keep_zeros] = from_module(graph, module)
+    before = {w.name: w.zeros for w in sparsity_of(graph)}
+    assert sum(w > 0 for w in before.values()) > 5
+    assert {w.name: w.zeros for w in sparsity_of(trained[True])} == before
+    assert sum(w.zeros for w in sparsity_of(trained[False])) < sum(before.values()) // 2
+    for name, zeros in before.items():
+        old, new = (g.value(name).numpy() for g in (graph, trained[True]))
+        assert not zeros or not np.array_equal(old, new)
+    module = to_module(trained[True], keep_zeros=True)
+    assert set(module.state_dict()) == set(to_module(graph).state_dict())
 
 
 def test_constants_keep_their_names_and_roles() -> None:

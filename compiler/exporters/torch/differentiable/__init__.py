@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["from_module", "to_module"]
 
 
-def to_module(graph: Graph, *, trainable: Sequence[str] = ("*",), verify: bool = True) -> DifferentiableGraph:
+def to_module(
+    graph: Graph, *, trainable: Sequence[str] = ("*",), keep_zeros: bool = False, verify: bool = True
+) -> DifferentiableGraph:
     """An nn.Module that computes `graph`, differentiable in its parameters and its floating-point inputs.
 
     Constants that count as parameters and reach an output through differentiable operators become nn.Parameters,
     where one of the patterns `trainable` matches their name; statistics of BatchNormalization and the other
     floating-point constants become buffers. It is in evaluation mode, which means what ONNX says; in training mode
     BatchNormalization normalises by the batch and moves its statistics, and Dropout drops.
+    keep_zeros: parameters of two and more axes stay zero where they are, whatever is learnt: for sparse networks.
     verify: run it on noise and compare with ONNX Runtime, at most 1e-4 relative (1e-2 in half precision).
 
     Raises E_NO_TORCH, E_NO_TORCH_RULE for an operator that cannot be computed, E_SHAPE where noise cannot be made
@@ -33,7 +36,7 @@ def to_module(graph: Graph, *, trainable: Sequence[str] = ("*",), verify: bool =
     from compiler.exporters.torch.differentiable.checking import check_module
     from compiler.exporters.torch.differentiable.module import DifferentiableGraph
 
-    module = DifferentiableGraph(graph, trainable).eval()
+    module = DifferentiableGraph(graph, trainable, keep_zeros).eval()
     if verify:
         check_module(graph, module)
     return module

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +26,7 @@ class DifferentiableGraph(nn.Module):
     can have these (`state_names` has every constant's).
     """
 
-    def __init__(self, graph: Graph, trainable: Sequence[str] = ("*",)) -> None:
+    def __init__(self, graph: Graph, trainable: Sequence[str] = ("*",), keep_zeros: bool = False) -> None:
         super().__init__()
         self.input_names = tuple(v.name for v in graph.inputs)
         self.output_names = tuple(v.name for v in graph.outputs)
@@ -39,6 +40,7 @@ class DifferentiableGraph(nn.Module):
         self._slots = {v.name: compiler.slot(v) for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs))}
         self._held: dict[int, str] = {}
         self._host: dict[int, torch.Tensor] = {}
+        self._masks: dict[int, str] = {}
         for name in FLOATS:
             self.register_buffer(f"_{name}", torch.empty(0, dtype=torch_dtype(name)), persistent=False)
         for value, role in roles(graph, trainable).items():
@@ -48,6 +50,8 @@ class DifferentiableGraph(nn.Module):
             name = place(self, value.name, set(self.state_names.values()))
             hold(self, name, value.numpy(), role, persistent=is_parameter(value))
             self._held[compiler.slot(value)] = self.state_names[value.name] = name
+            if keep_zeros and role is Role.PARAMETER and (value.rank or 0) > 1:
+                self._mask(compiler.slot(value), value.numpy())
 
     def constant(self, name: str) -> torch.Tensor:
         """The parameter or buffer that holds the graph's constant `name`; KeyError when none does."""
@@ -71,6 +75,7 @@ class DifferentiableGraph(nn.Module):
     def _run(self, inputs: Mapping[str, torch.Tensor], keep: bool) -> _Finished:
         values: dict[int, Any] = dict(self._host)
         values.update((slot, self._tensor(name)) for slot, name in self._held.items())
+        values.update((slot, values[slot] * getattr(self, mask)) for slot, mask in self._masks.items())
         values.update((self._slots[name], carried(tensor)) for name, tensor in inputs.items())
         floats = Floats({name: getattr(self, f"_{name}") for name in FLOATS})
         run = Run(self._bodies, floats, self._opset, self.training, values, keep)
@@ -79,6 +84,12 @@ class DifferentiableGraph(nn.Module):
             if isinstance(output, torch.Tensor) and dtype is not None:  # quantised values travel as floats
                 outputs[index] = output.to(floats.outside(dtype))
         return _Finished(outputs, run.values)
+
+    def _mask(self, slot: int, array: np.ndarray) -> None:
+        """Multiply what a slot holds by 0 where it is zero now, so that its gradient is zero there too."""
+        if np.count_nonzero(array) < array.size:
+            self._masks[slot] = f"_mask_{slot}"
+            self.register_buffer(self._masks[slot], torch.from_numpy(np.asarray(array != 0)), persistent=False)
 
     def _tensor(self, name: str) -> torch.Tensor:
         return reduce(getattr, name.split("."), self)  # type: ignore[return-value]
