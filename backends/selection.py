@@ -30,6 +30,8 @@ _DENSEST = 0.65
 #: What a sparse schedule must promise to be preferred.
 _MARGIN = 0.95
 BLOCKS = (1, 2, 4)
+#: Rows of a block share too few columns for patterns below this density.
+_SPARSEST_PATTERNS = 0.15
 #: Tiles per block height that measurement may choose from.
 _TILES = 3
 _VECTORS = (2, 3, 4, 6, 8)
@@ -176,47 +178,70 @@ def dense_conv_cycles(spec: ConvSpec, target: Target) -> tuple[str, float]:
     return method, work * padded * 1.04 + gathered
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Sparse weights in one format: so many entries (positions), values, and lists of entries.
+
+    penalty: what a format's cost is multiplied by, because zeros that fill blocks take memory as well as time.
+    """
+
+    block: int
+    patterns: bool
+    entries: int
+    values: int
+    lists: int
+    penalty: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The format in a word or two."""
+        if self.patterns:
+            return f"{self.block}-row patterns"
+        return "csr" if self.block == 1 else f"{self.block}x1"
+
+
 def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
-    """The best tiles for each block height."""
+    """The best tiles for each format."""
     grouped = np.asarray(weights).reshape(spec.groups, spec.out_channels // spec.groups, -1)
-    for block, stored, fill in _encodings(list(grouped)):
-        tiles = [SparseConvSpec(spec, block, v, 1, packed) for v in _VECTORS for packed in (False, True)]
+    for stored in encodings(list(grouped)):
+        tiles = [
+            SparseConvSpec(spec, stored.block, vectors, 1, packed, stored.patterns)
+            for vectors in _VECTORS
+            for packed in (False, True)
+        ]
         fitting = [t for t in tiles if (t.packs or not t.packed) and t.registers(target) <= target.vector_registers]
-        if fitting:
-            cycles, best = min(
-                ((sparse_conv_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0]
-            )
-            make = functools.partial(_make, sparse_conv2d, best)
-            yield Candidate("sparse_conv2d", _name(block), best.label, cycles * fill, make)
+        costs = sorted(((sparse_conv_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0])
+        for cycles, tile in costs[:_TILES]:
+            make = functools.partial(_make, sparse_conv2d, tile)
+            yield Candidate("sparse_conv2d", stored.name, tile.label, cycles * stored.penalty, make)
 
 
 def sparse_matmul_candidates(spec: MatMulSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
-    """The best tiles for each block height."""
-    for block, stored, fill in _encodings([outputs_first(spec, weights)]):
-        tiles = [SparseMatMulSpec(spec, block, vectors) for vectors in _VECTORS]
+    """The best tiles for each format."""
+    for stored in encodings([outputs_first(spec, weights)]):
+        tiles = [SparseMatMulSpec(spec, stored.block, vectors, patterns=stored.patterns) for vectors in _VECTORS]
         fitting = [t for t in tiles if t.registers(target) <= target.vector_registers]
         costs = sorted(((sparse_matmul_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0])
         for cycles, tile in costs[:_TILES]:
             make = functools.partial(_make, sparse_matmul, tile)
-            yield Candidate("sparse_matmul", _name(block), tile.label, cycles * fill, make)
+            yield Candidate("sparse_matmul", stored.name, tile.label, cycles * stored.penalty, make)
 
 
-def _encodings(matrices: list[np.ndarray]) -> Iterator[tuple[int, int, float]]:
-    """(block, entries stored, penalty) for the block heights that are worth a try.
-
-    Zeros that fill blocks cost memory as well as time, so they carry a penalty.
-    """
+def encodings(matrices: list[np.ndarray]) -> Iterator[Stored]:
+    """The formats that are worth a try for matrices [outputs, depth] of equal shape."""
     nonzeros = sum(int(np.count_nonzero(matrix)) for matrix in matrices)
+    density = nonzeros / max(1, sum(matrix.size for matrix in matrices))
     for block in BLOCKS:
-        if block > 1 and len(matrices[0]) < block:
+        if len(matrices[0]) < block:
             continue
-        stored = sum(BlockCSR.encode(matrix, block).entries for matrix in matrices)
-        if block == 1 or nonzeros >= 0.5 * stored * block:
-            yield block, stored, 1.0 + 0.15 * (1 - nonzeros / max(1, stored * block))
-
-
-def _name(block: int) -> str:
-    return "csr" if block == 1 else f"{block}x1"
+        blocks = sum(-(-len(matrix) // block) for matrix in matrices)
+        entries = sum(BlockCSR.encode(matrix, block).entries for matrix in matrices)
+        fill = nonzeros / max(1, entries * block)
+        if fill >= 0.5 or block == 1:
+            yield Stored(block, False, entries, entries * block, blocks, 1.0 + 0.15 * (1 - fill))
+        if block > 1 and fill < 0.95 and _SPARSEST_PATTERNS <= density <= _DENSEST:
+            # The columns that some row of a block uses are the same for both formats.
+            yield Stored(block, True, entries, nonzeros, blocks * ((1 << block) - 1))
 
 
 def _make(schedule: Callable[..., Kernel], spec: object, target: Target, parallel: bool) -> Kernel:
@@ -228,36 +253,38 @@ def _make(schedule: Callable[..., Kernel], spec: object, target: Target, paralle
 _NEAR, _ACROSS, _FAR, _FAR_ACROSS, _ALL_FAR = 0.95, 1.65, 2.2, 2.55, 2.5
 #: Cycles per entry, per channel of an entry's block, per block, per channel of it, and per stored piece of a vector.
 _ENTRY, _CHANNEL, _BLOCK, _ROW, _STORE = 1.1, 0.27, 9.0, 1.1, 3.0
+#: Cycles of starting and ending the loop over a pattern's columns.
+_LIST = 5.0
 #: Cycles of copying a vector into staged memory, and of turning an element round.
 _COPY, _TURN = 2.9, 0.15
 #: Cycles of gathering a vector into a panel, without strides and with.
 _GATHER, _GATHER_STRIDED = 4.0, 11.0
 
 
-def sparse_conv_cycles(spec: SparseConvSpec, entries: int, target: Target) -> float:
-    """Cycles of a sparse convolution whose blocks store `entries` positions in all."""
+def sparse_conv_cycles(spec: SparseConvSpec, stored: Stored, target: Target) -> float:
+    """Cycles of a sparse convolution whose weights are stored so."""
     conv, tiles, lanes, size = spec.conv, spec.tiles(target), target.lanes(), spec.block
     vectors = sum(_cost(v, lanes) for v in tiles.vectors)
     count = conv.batch * tiles.bands * tiles.tiles_per_band
-    step = _step_cycles(vectors, size, spec.unroll, _load_cycles(tiles.footprint * 4, tiles.aligned, target))
+    work = _work_cycles(stored, vectors, spec.unroll, _load_cycles(tiles.footprint * 4, tiles.aligned, target))
     blocks = conv.groups * -(-(conv.out_channels // conv.groups) // size)
     store = size * (sum(len(v.pieces) for v in tiles.vectors) * _STORE + _ROW) + _BLOCK
     staged = _COPY * conv.batch * conv.groups * tiles.bands * tiles.scratch / lanes
-    return count * (entries * step + blocks * store) + staged
+    return count * (work + blocks * store) + staged
 
 
-def sparse_matmul_cycles(spec: SparseMatMulSpec, entries: int, target: Target) -> float:
-    """Cycles of a sparse product whose blocks store `entries` positions in all."""
+def sparse_matmul_cycles(spec: SparseMatMulSpec, stored: Stored, target: Target) -> float:
+    """Cycles of a sparse product whose weights are stored so."""
     conv = spec.as_convolution()
     if conv is not None:
-        return sparse_conv_cycles(conv, entries, target)
+        return sparse_conv_cycles(conv, stored, target)
     product, lanes, size = spec.matmul, target.lanes(), spec.block
     length, vectors, count = spec.tile(target)
     footprint = product.k * vectors * lanes * 4
-    step = _step_cycles(vectors, size, spec.unroll, _load_cycles(footprint, True, target))
+    work = _work_cycles(stored, vectors, spec.unroll, _load_cycles(footprint, True, target))
     blocks = -(-product.n // size)
     turned = _TURN * length * (product.k + product.n)
-    return count * (entries * step + blocks * (size * (vectors * _STORE + _ROW) + _BLOCK) + turned)
+    return count * (work + blocks * (size * (vectors * _STORE + _ROW) + _BLOCK) + turned)
 
 
 def _load_cycles(footprint: int, aligned: bool, target: Target) -> float:
@@ -267,11 +294,15 @@ def _load_cycles(footprint: int, aligned: bool, target: Target) -> float:
     return near + far * (beyond - near)
 
 
-def _step_cycles(vectors: float, size: int, unroll: int, load: float) -> float:
-    """Cycles of one entry of a block of `size` channels against `vectors` vectors."""
+def _work_cycles(stored: Stored, vectors: float, unroll: int, load: float) -> float:
+    """Cycles of all entries against one tile of `vectors` vectors."""
+    size = stored.block
+    if stored.patterns:
+        per_entry = vectors * (load - _NEAR) * 0.8 + _ENTRY
+        return stored.values * vectors + stored.entries * per_entry + stored.lists * _LIST
     if size == 1:
-        return max(vectors * load, 4.0 / unroll) + _ENTRY
-    return max(vectors * (size + (load - _NEAR) / size), 4.0) + _CHANNEL * size
+        return stored.entries * (max(vectors * load, 4.0 / unroll) + _ENTRY)
+    return stored.entries * (max(vectors * (size + (load - _NEAR) / size), 4.0) + _CHANNEL * size)
 
 
 def _cost(vector: Vector, lanes: int) -> float:

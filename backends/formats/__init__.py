@@ -1,5 +1,6 @@
 """Formats: how kernels read sparse weights. Every encoding decodes to exactly the matrix that it came from."""
 
 from backends.formats.block_csr import BlockCSR, group_rows
+from backends.formats.pattern_csr import PatternCSR
 
-__all__ = ["BlockCSR", "group_rows"]
+__all__ = ["BlockCSR", "PatternCSR", "group_rows"]

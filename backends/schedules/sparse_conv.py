@@ -19,7 +19,7 @@ from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.microkernel import LONG
 from backends.schedules.product import GRAINS, array_or_none, divide
 from backends.schedules.sparse_tiles import FlatTiles, Vector, WindowTiles
-from backends.schedules.sparse_weights import SparseWeights
+from backends.schedules.sparse_weights import sparse_weights
 from backends.schedules.specs import ConvSpec
 from backends.target import Target
 from compiler.errors import SecateurError
@@ -35,7 +35,8 @@ class SparseConvSpec:
     """A convolution whose weights are stored in blocks of `block` output channels by one input and tap.
 
     vectors: vectors of pixels in a register tile. unroll: sums per pixel and channel, to hide the latency of
-    multiply-adds in small tiles. packed: 1x1 windows copy each tile of pixels to aligned memory first.
+    multiply-adds in small tiles. packed: 1x1 windows copy each tile of pixels to aligned memory first. patterns:
+    inputs are grouped by the channels of a block that use them, instead of filling blocks up with zeros.
     """
 
     conv: ConvSpec
@@ -43,6 +44,7 @@ class SparseConvSpec:
     vectors: int = 4
     unroll: int = 1
     packed: bool = False
+    patterns: bool = False
 
     def __post_init__(self) -> None:
         if min(self.block, self.vectors, self.unroll) < 1:
@@ -90,8 +92,8 @@ class _Builder:
         self.depth = self.inputs * conv.kernel[0] * conv.kernel[1]
         self.pixels = conv.out_height * conv.out_width
         self.streams = conv.out_channels * self.pixels * 4 > target.l2_bytes // 4
-        self.weights = SparseWeights(
-            conv.groups, self.outputs, self.depth, spec.block, spec.unroll, self.tiles.positions, self.tiles.unit
+        self.weights = sparse_weights(
+            conv.groups, self.outputs, self.depth, spec, self.tiles.positions, self.tiles.unit
         )
         self.blocks = self.weights.blocks
 

@@ -17,7 +17,7 @@ from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.product import GRAINS, array_or_none
 from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d
 from backends.schedules.sparse_tiles import Vector, line
-from backends.schedules.sparse_weights import SparseWeights
+from backends.schedules.sparse_weights import sparse_weights
 from backends.schedules.specs import ConvSpec, MatMulSpec
 from backends.schedules.transpose import transpose_block
 from backends.target import Target
@@ -28,14 +28,15 @@ from compiler.errors import SecateurError
 class SparseMatMulSpec:
     """A product whose constant operand is sparse, in blocks of `block` outputs by one input.
 
-    vectors: vectors of rows (of columns, if the constant is on the left) in a register tile; unroll: as for
-    convolutions.
+    vectors: vectors of rows (of columns, if the constant is on the left) in a register tile; unroll, patterns: as
+    for convolutions.
     """
 
     matmul: MatMulSpec
     block: int = 1
     vectors: int = 4
     unroll: int = 1
+    patterns: bool = False
 
     def __post_init__(self) -> None:
         product = self.matmul
@@ -84,7 +85,7 @@ class SparseMatMulSpec:
                 return None
             conv = ConvSpec(product.batch, product.k, 1, 1, product.n, (1, 1), epilogue=epilogue)
         unroll = self.unroll if conv.width > 1 else 4
-        return SparseConvSpec(conv, self.block, self.vectors, unroll)
+        return SparseConvSpec(conv, self.block, self.vectors, unroll, patterns=self.patterns)
 
 
 def supported(spec: MatMulSpec) -> bool:
@@ -136,9 +137,7 @@ class _Rows:
         self.height = self.product.batch * self.product.m
         self.lanes = target.lanes()
         self.length = spec.tile(target)[0]
-        self.weights = SparseWeights(
-            1, self.product.n, self.product.k, spec.block, spec.unroll, self.product.k, self.pitch
-        )
+        self.weights = sparse_weights(1, self.product.n, self.product.k, spec, self.product.k, self.pitch)
 
     @functools.cached_property
     def pitch(self) -> int:

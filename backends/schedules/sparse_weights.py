@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from backends.formats import BlockCSR
+from backends.formats import BlockCSR, PatternCSR
 from backends.schedules.emit import Array, Emitter, Index, Registers, const, splat
 from backends.schedules.product import array_or_none
 from backends.schedules.sparse_tiles import Vector
@@ -121,3 +122,129 @@ class SparseArrays:
         for r in range(size):
             for v, acc, pixels in zip(vectors, sums, xs, strict=True):
                 acc[r] = acc[r] + pixels * self.values.splat(entry * size + r, v.width)
+
+
+@dataclass(frozen=True)
+class PatternWeights:
+    """As SparseWeights, but the columns of a block are grouped by the rows that use them: nothing is filled up."""
+
+    matrices: int
+    rows: int
+    depth: int
+    block: int
+    positions: int
+    unit: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of one matrix."""
+        return -(-self.rows // self.block)
+
+    @property
+    def patterns(self) -> int:
+        """Patterns of a block."""
+        return (1 << self.block) - 1
+
+    @property
+    def index(self) -> str:
+        """Element type of positions, which are below `positions`."""
+        return "uint16" if self.positions <= 1 << 16 else "int32"
+
+    def declare(self, e: Emitter, bias: bool) -> PatternArrays:
+        """The parameters values, positions, starts, firsts, order and bias?. Their sizes are upper bounds."""
+        blocks = self.matrices * self.blocks
+        return PatternArrays(
+            self,
+            e.param("values", blocks * self.depth * self.block),
+            e.param("positions", blocks * self.depth, self.index),
+            e.param("starts", blocks * self.patterns + 1, "int32"),
+            e.param("firsts", blocks, "int32"),
+            e.param("order", blocks * self.block, "int32"),
+            array_or_none(e, bias, "bias", blocks * self.block),
+        )
+
+    def pack(self, matrices: Sequence[np.ndarray], table: np.ndarray, bias: np.ndarray | None) -> dict[str, np.ndarray]:
+        """What `declare` declares: matrices [rows, depth] whose column k has position table[k]; bias in row order."""
+        parts = [PatternCSR.encode(matrix, self.block) for matrix in matrices]
+        entries = np.cumsum([0, *(part.entries for part in parts)])
+        sizes = np.cumsum([0, *(part.values.size for part in parts)])
+        starts = [part.starts[:-1] + end for part, end in zip(parts, entries[:-1], strict=True)]
+        packed = {
+            "values": np.concatenate([part.values for part in parts]),
+            "positions": np.concatenate([table[part.columns] for part in parts]).astype(self.index),
+            "starts": np.concatenate([*starts, entries[-1:]]).astype(np.int32),
+            "firsts": np.concatenate([p.firsts + s for p, s in zip(parts, sizes[:-1], strict=True)]).astype(np.int32),
+            "order": np.concatenate([part.order.reshape(-1) for part in parts]).astype(np.int32),
+        }
+        if bias is not None:
+            split = np.asarray(bias, np.float32).reshape(self.matrices, self.rows)
+            packed["bias"] = np.concatenate([b[part.order.reshape(-1)] for b, part in zip(split, parts, strict=True)])
+        return packed
+
+
+@dataclass(frozen=True)
+class PatternArrays:
+    """The declared parameters of pattern weights."""
+
+    weights: PatternWeights
+    values: Array
+    positions: Array
+    starts: Array
+    firsts: Array
+    order: Array
+    bias: Array | None
+
+    def row(self, e: Emitter, block: Index, r: int) -> Index:
+        """Which row the r-th of a block is."""
+        return self.order.load(block * self.weights.block + r)
+
+    def multiply(
+        self, e: Emitter, block: Index, source: Array, at: Index, vectors: Sequence[Vector]
+    ) -> list[Registers]:
+        """Emit the sums of one block by one tile, a loop per pattern: for each vector, a register per row."""
+        size, patterns = self.weights.block, self.weights.patterns
+        sums = [e.registers(size, v.width) for v in vectors]
+        for r in range(size):
+            for v, acc in zip(vectors, sums, strict=True):
+                acc[r] = const(0.0, v.width) if self.bias is None else self.bias.splat(block * size + r, v.width)
+        value = e.let(self.firsts.load(block))
+        begin = e.let(self.starts.load(block * patterns))
+        for pattern in range(1, patterns + 1):
+            used = [r for r in range(size) if pattern >> r & 1]
+            end = e.let(self.starts.load(block * patterns + pattern))
+            count = e.let(end - begin)
+            with e.loop(count) as j:
+                place = e.let(at + self.positions.load(begin + j).astype("int32") * self.weights.unit)
+                weight_at = e.let(value + j * len(used))
+                if len(used) == 1:
+                    weight = e.name(self.values.load(weight_at))
+                    for v, acc in zip(vectors, sums, strict=True):
+                        acc[used[0]] = acc[used[0]] + source.load(place + v.at, v.width) * splat(weight, v.width)
+                else:
+                    xs = [e.name(source.load(place + v.at, v.width)) for v in vectors]
+                    for i, r in enumerate(used):
+                        for v, acc, pixels in zip(vectors, sums, xs, strict=True):
+                            acc[r] = acc[r] + pixels * self.values.splat(weight_at + i, v.width)
+            value = e.let(value + count * len(used))
+            begin = end
+        return sums
+
+
+class Blocked(Protocol):
+    """What a specification says of the format of its weights."""
+
+    @property
+    def block(self) -> int: ...
+    @property
+    def unroll(self) -> int: ...
+    @property
+    def patterns(self) -> bool: ...
+
+
+def sparse_weights(
+    matrices: int, rows: int, depth: int, spec: Blocked, positions: int, unit: int
+) -> SparseWeights | PatternWeights:
+    """The sparse operand that `spec` asks for."""
+    if spec.patterns:
+        return PatternWeights(matrices, rows, depth, spec.block, positions, unit)
+    return SparseWeights(matrices, rows, depth, spec.block, spec.unroll, positions, unit)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.formats import BlockCSR, group_rows
+from backends.formats import BlockCSR, PatternCSR, group_rows
 
 
 def sparse(seed: int, rows: int, columns: int, density: float) -> np.ndarray:
@@ -33,6 +33,24 @@ def test_block_csr_decodes_to_the_matrix(seed, rows, columns, density, block, un
     assert encoded.order.shape == (-(-rows // block), block)
     assert (np.diff(encoded.starts) >= 0).all() and encoded.starts[-1] * unroll == encoded.entries
     assert (np.diff(encoded.starts)[:-1] >= np.diff(encoded.starts)[1:]).all(), "longest first"
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.sampled_from([0.0, 0.05, 0.3, 0.6, 1.0]),
+    st.sampled_from([1, 2, 3, 4]),
+)
+def test_pattern_csr_decodes_to_the_matrix(seed, rows, columns, density, block):
+    matrix = sparse(seed, rows, columns, density)
+    encoded = PatternCSR.encode(matrix, block)
+    np.testing.assert_array_equal(encoded.decode(), matrix)
+    assert set(encoded.order.reshape(-1)) == set(range(rows))
+    assert len(encoded.starts) == len(encoded.order) * encoded.patterns + 1
+    assert encoded.values.size == np.count_nonzero(matrix[encoded.order.reshape(-1)])
+    assert encoded.entries == (matrix != 0)[encoded.order].any(axis=1).sum()
 
 
 def test_plain_rows_store_the_nonzeros_and_nothing_else():
