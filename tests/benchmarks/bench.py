@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -61,22 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _measure(QUICK, None)
         return
     choose, write = (deepsparse_cases, write_deepsparse) if options.deepsparse else (cases, _write_page)
-    wanted = choose(options.models, options.sparsity, options.seconds)
-    record = Record(ROOT / "build" / "bench" / "timings.jsonl")
-    if not options.so_far:
-        _measure(wanted, record)
     whole = choose(NETWORKS, VARIANTS, options.seconds)
-    found = {case: record.found[task] for case in whole if (task := _task(case)) in record.found}
-    write(Findings.of(found))
-    print(f"{len(found)} of {len(whole)} cases are in {PERFORMANCE.path}")
+    record = Record(ROOT / "build" / "bench" / "timings.jsonl")
+
+    def write_found() -> int:
+        found = {case: record.found[task] for case in whole if (task := _task(case)) in record.found}
+        write(Findings.of(found))
+        return len(found)
+
+    if not options.so_far:
+        _measure(choose(options.models, options.sparsity, options.seconds), record, write_found)
+    print(f"{write_found()} of {len(whole)} cases are in {PERFORMANCE.path}")
 
 
 def _write_page(findings: Findings) -> None:
     write_page(findings, machine(), Case.rounds)
 
 
-def _measure(wanted: Iterable[Case], record: Record | None) -> None:
-    """Measure what the record lacks, and tell of each."""
+def _measure(wanted: Iterable[Case], record: Record | None, done: Callable[[], object] = lambda: None) -> None:
+    """Measure what the record lacks, and tell of each; `done` is called after each."""
     for case in wanted:
         task = _task(case)
         facts = None if record is None else record.found.get(task)
@@ -85,6 +88,7 @@ def _measure(wanted: Iterable[Case], record: Record | None) -> None:
             facts = run_task(task, LIMITS)
             if record is not None:
                 record.add(task, facts)
+                done()
             print("\n".join(lines(case, facts)), f"  ({time.monotonic() - start:.0f} s)", flush=True)
         else:
             print("\n".join(lines(case, facts)), "  (measured before)", flush=True)

@@ -13,12 +13,15 @@ from passes.sparsity import Sparsify
 
 VARIANTS: dict[str, Pipeline] = {
     "0": Pipeline(()),
-    **{f"{100 * share:g}": Pipeline((Sparsify(sparsity=share),)) for share in (0.5, 0.7, 0.8, 0.9, 0.95)},
+    "90": Pipeline((Sparsify(sparsity=0.9),)),
+    "70": Pipeline((Sparsify(sparsity=0.7),)),
     "90-4x1": Pipeline((Sparsify(sparsity=0.9, pattern="4x1"),)),
-    "2:4": Pipeline((Sparsify(pattern="2:4"),)),
     "half": Pipeline((Prune(ratio=0.5, round_to=8),)),
+    **{f"{100 * share:g}": Pipeline((Sparsify(sparsity=share),)) for share in (0.5, 0.8, 0.95)},
+    "2:4": Pipeline((Sparsify(pattern="2:4"),)),
 }
-"""By the name that options and tables know them by: per cent of weights that are zero, and the pattern."""
+"""By the name that options and tables know them by: per cent of weights that are zero, and the pattern. They are
+measured in this order, those with a goal first."""
 
 
 def weighted(graph: Graph) -> Iterator[tuple[Node, np.ndarray]]:
