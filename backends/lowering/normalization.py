@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +23,10 @@ from backends.lowering.elementwise import (
 from backends.lowering.expressions import const, exp, log, sqrt
 from backends.lowering.layout import shape_of
 from backends.lowering.program import Buffer
-from backends.lowering.reduction import row_reduce
+from backends.lowering.reduction import PARTIALS, row_reduce
 from backends.lowering.rules import lowering, no_lowering
-from backends.schedules.emit import Array, Emitter, Expr
+from backends.schedules.emit import Array, Emitter, Expr, Index, splat
+from backends.schedules.reduce import fold, pieces
 from compiler.ir.graph import Node
 
 
@@ -127,25 +129,29 @@ def _normalize(e: Emitter, spec: NormalizeSpec, x: Array, *rest: Array) -> None:
         start = e.let(line * count)
         mean: Expr = const(0, spec.dtype)
         if spec.centered:
-            total = row_reduce(e, count, lambda i: x.load(start + i), "sum", spec.dtype)
+            total = _row_sum(e, count, lambda i, width: x.load(start + i, width), spec.dtype)
             mean = e.let(total * const(1 / count, spec.dtype))
 
-        def squared(i: Expr) -> Expr:
-            distance = e.let(x.load(start + i) - mean)
+        def squared(i: Index, width: int) -> Expr:
+            distance = e.name(x.load(start + i, width) - splat(mean, width))
             return distance * distance
 
-        variance = row_reduce(e, count, squared, "sum", spec.dtype) * const(1 / count, spec.dtype)
+        variance = _row_sum(e, count, squared, spec.dtype) * const(1 / count, spec.dtype)
         inverse = e.let(const(1, spec.dtype) / sqrt(variance + const(spec.epsilon, spec.dtype)))
         with e.loop(spec.groups) as group:
             first = e.let(start + group * spec.inner)
-            with e.loop(spec.inner) as i:
-                value = (x.load(first + i) - mean) * inverse
+
+            def finish(i: Index, width: int, group: Expr = group, first: Expr = first) -> None:
+                value = (x.load(first + i, width) - splat(mean, width)) * splat(inverse, width)
                 if spec.affine is not None and scale is not None:
-                    place = flat_index([number, group, i], spec.affine)
-                    value = value * scale.load(place)
+                    place = e.let(flat_index([number, group, i], spec.affine))
+                    each = spec.affine[-1] == 1
+                    value = value * (scale.load(place, width) if each else scale.splat(place, width))
                     if bias is not None:
-                        value = value + bias.load(place)
-                y.store(first + i, value)
+                        value = value + (bias.load(place, width) if each else bias.splat(place, width))
+                y.store(first + i, value, width)
+
+            pieces(e, spec.inner, PARTIALS if spec.dtype == "float32" else 1, finish)
         if spec.mean_output:
             arrays[0].store(line, mean)
         if spec.deviation_output:
@@ -153,6 +159,13 @@ def _normalize(e: Emitter, spec: NormalizeSpec, x: Array, *rest: Array) -> None:
 
     rows = (spec.batch, spec.rows)
     nest(e, rows, row, parallel=math.prod(rows) * count >= PARALLEL_WORK // 4)
+
+
+def _row_sum(e: Emitter, count: int, term: Callable[[Index, int], Expr], dtype: str) -> Expr:
+    """The sum of term(i, width), terms i … i + width - 1 as a vector, over [0, count); floats by vectors."""
+    if dtype == "float32":
+        return fold(e, count, PARTIALS, term, lambda a, b: a + b, 0.0)
+    return row_reduce(e, count, lambda i: term(i, 1), "sum", dtype)
 
 
 @lowering("BatchNormalization")

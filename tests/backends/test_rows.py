@@ -35,6 +35,18 @@ def test_masked_entries_of_a_softmax_are_zero() -> None:
     assert not actual["y0"][0, 1::4].any() and not actual["y0"][0, 2::4].any()
 
 
+def test_normalizations_of_rows_of_any_length() -> None:
+    cases = []
+    for length in (1, 3, 16, 17, 63, 64, 65, 127, 197, 384):
+        x, scale, bias = normal(5, length) * 3 + 20, normal(length), normal(length)
+        parameters = {"s": scale, "b": bias}
+        cases.append((single("LayerNormalization", {"x": x}, parameters, axis=-1, epsilon=1e-5), {"x": x}))
+        image, parameters = normal(2, 4, length) + 7, {"s": normal(4), "b": normal(4)}
+        cases.append((single("InstanceNormalization", {"x": image}, parameters), {"x": image}))
+    for (model, feeds), actual in zip(cases, run_models(cases), strict=True):
+        assert_same(reference(model, feeds), actual)
+
+
 def test_transposes_of_any_size() -> None:
     cases = []
     for rows, columns in itertools.product((15, 16, 17, 33, 48), repeat=2):
