@@ -32,13 +32,15 @@ class Findings:
 
     def seconds(self, cell: Cell, side: str, threads: int = 1) -> float | None:
         """Median of a side's calls."""
-        timing = self._run(cell, threads).get(side)
-        return None if timing is None else float(timing["median"])
+        return self._timing(cell, side, threads, "median")
+
+    def least(self, cell: Cell, side: str, threads: int = 1) -> float | None:
+        """A side's fastest call."""
+        return self._timing(cell, side, threads, "least")
 
     def spread(self, cell: Cell, side: str, threads: int = 1) -> float | None:
         """Distance of a side's quartiles over its median."""
-        timing = self._run(cell, threads).get(side)
-        return None if timing is None else float(timing["spread"])
+        return self._timing(cell, side, threads, "spread")
 
     def gain(self, cell: Cell, over: str, threads: int = 1, side: str = OURS) -> float | None:
         """How many times faster a side is than another, which ran beside it."""
@@ -71,6 +73,10 @@ class Findings:
     def peak(self) -> float | None:
         """GFLOP/s of one core: the best that any of the runs saw."""
         return max((run["peak"] for facts in self.found.values() for run in _runs(facts)), default=None)
+
+    def _timing(self, cell: Cell, side: str, threads: int, what: str) -> float | None:
+        timing = self._run(cell, threads).get(side)
+        return None if timing is None else float(timing[what])
 
     def _run(self, cell: Cell, threads: int) -> Facts:
         return self.found.get(cell, {}).get(f"threads {threads}", {})
