@@ -26,8 +26,8 @@ against the published ones), prunes them, compiles them, measures, and writes th
 in build/bench, so that an interrupted run goes on. `MODELS=ResNet-18,…`, `SPARSITY=0,90,…` and `SECONDS=…` restrict it.
 Sections that it does not write stay as they are.
 
-- Machine: {machine}; {peak} GFLOP/s is the most that a loop of fused multiply-adds in registers does on one core,
-  measured in the same runs.
+- Machine: {machine}.
+- Peak: {peak} GFLOP/s is the most that a loop of fused multiply-adds in registers does on one core, in the same runs.
 - Versions: {versions}.
 - Batch 1, float32, images of 224x224, BERT-base with 128 tokens. Each network and variant is a process of its own, in
   which all take turns: at least {rounds} rounds, in each of which everyone, after a pause, is called once and then up
@@ -71,7 +71,7 @@ def goals(findings: Findings, wanted: Sequence[Goal] = GOALS) -> str:
         value, bound = goal.value(findings), f"{'at least' if goal.least else 'at most'} {goal.bound:g}"
         if value is None:
             cells = goal.missing(findings)
-            some = ", ".join(" ".join(cell) for cell in cells[:4])
+            some = ", ".join(f"{network} {HEADS[variant]}" for network, variant in cells[:4])
             rows.append([goal.text, bound, "", f"missing: {some}{', …' if len(cells) > 4 else ''}"])
         else:
             rows.append([goal.text, bound, f"{value:.3g}", "yes" if goal.reached(value) else "no"])
