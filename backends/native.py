@@ -60,12 +60,15 @@ def build(
     overwrite: bool = False,
     progress: Progress | None = None,
     tune: float = 0.0,
+    keep_model: bool = True,
 ) -> Artifact:
     """Compile `graph` for `target` into the directory `output`.
 
     `progress(stage, done, total)` is called as the stages lower, plan, compile and write begin. tune: seconds to spend
     on measuring which schedules are fastest on this machine (measurements are kept; an artifact's bytes then depend on
-    them). Raises SecateurError: E_OUTPUT_EXISTS when `output` exists and overwrite is false, E_OUTPUT when it cannot be
+    them). keep_model: put the model that was compiled beside the code, as model.onnx; nothing needs it to run.
+
+    Raises SecateurError: E_OUTPUT_EXISTS when `output` exists and overwrite is false, E_OUTPUT when it cannot be
     written, E_SYMBOLIC_DIM, E_NO_LOWERING, E_NO_LINKER. On any failure nothing is left behind.
     """
     report = progress or (lambda stage, done, total: None)
@@ -90,7 +93,7 @@ def build(
         "module.py": module_script(program).encode(),
     }
     header = _manifest(program, memory, chosen)
-    manifest = _write(path, files, header, graph, overwrite)
+    manifest = _write(path, files, header, graph if keep_model else None, overwrite)
     report("done", len(_STAGES), len(_STAGES))
     return Artifact(path, manifest)
 
@@ -164,7 +167,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _write(
-    path: Path, files: dict[str, bytes], header: dict[str, Any], graph: Graph, overwrite: bool
+    path: Path, files: dict[str, bytes], header: dict[str, Any], graph: Graph | None, overwrite: bool
 ) -> dict[str, Any]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +177,8 @@ def _write(
     try:
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        save_onnx(graph, folder / "model.onnx", overwrite=True)
+        if graph is not None:
+            save_onnx(graph, folder / "model.onnx", overwrite=True)
         entries = {f.name: _entry(f) for f in sorted(folder.iterdir())}
         manifest = header | {"files": entries}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

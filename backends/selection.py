@@ -258,7 +258,7 @@ _LIST = 5.0
 #: Cycles of copying a vector into staged memory, and of turning an element round.
 _COPY, _TURN = 2.9, 0.15
 #: Cycles of gathering a vector into a panel, without strides and with.
-_GATHER, _GATHER_STRIDED = 4.0, 11.0
+_GATHER, _GATHER_STRIDED = 4.0, 13.0
 
 
 def sparse_conv_cycles(spec: SparseConvSpec, stored: Stored, target: Target) -> float:

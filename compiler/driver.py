@@ -76,12 +76,14 @@ def compile(
     verify: bool = True,
     context: Context | None = None,
     tune: float = 0.0,
+    keep_model: bool = True,
 ) -> Artifact:
     """Compile a model (a path, a ModelProto, an nn.Module, …) into the artifact directory `output`.
 
     shapes: input name -> shape for symbolic dimensions. args: example arguments of an nn.Module. verify: compare
     the result with ONNX Runtime, and a pruning with the silenced original, before anything appears at `output`;
     CheckFailed otherwise. tune: seconds to spend on measuring which schedules are fastest on this machine.
+    keep_model: put the model that was compiled into the artifact too, as model.onnx; nothing needs it to run.
     """
     outcome = compile_outcome(
         source,
@@ -94,6 +96,7 @@ def compile(
         verify=verify,
         context=context,
         tune=tune,
+        keep_model=keep_model,
     )
     assert outcome.artifact is not None
     return outcome.artifact
@@ -111,6 +114,7 @@ def compile_outcome(
     verify: bool = True,
     context: Context | None = None,
     tune: float = 0.0,
+    keep_model: bool = True,
 ) -> Outcome:
     """As `compile`, with the graph, the passes' reports and the checks that were made."""
     from backends import Artifact, build
@@ -122,7 +126,14 @@ def compile_outcome(
     graph = load(source, shapes=shapes, **options)
     transformed = pipeline.run(graph, context)
     with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as folder:
-        draft = build(transformed, Path(folder) / "artifact", target=target, progress=context.progress, tune=tune)
+        draft = build(
+            transformed,
+            Path(folder) / "artifact",
+            target=target,
+            progress=context.progress,
+            tune=tune,
+            keep_model=keep_model,
+        )
         checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
         if verify and _runs_here(draft):
             context.progress("verifying", 0, 1)
@@ -230,7 +241,7 @@ def verify_artifact(path: str | Path, graph: Graph, seed: int = 1) -> Check:
 
 def compare(a: str | Path, b: str | Path, *, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0) -> Check:
     """Run two models (ONNX files or artifacts, in any mix) on the same noise and compare their outputs."""
-    graphs = [load(_model_of(p), shapes=shapes) for p in (a, b)]
+    graphs = [load(model_of(p), shapes=shapes) for p in (a, b)]
     data = random_inputs(graphs[1], seed)
     left, right = (_run(Path(p), g, data) for p, g in zip((a, b), graphs, strict=True))
     if set(left) != set(right):
@@ -253,9 +264,22 @@ def _run(path: Path, graph: Graph, data: dict[str, np.ndarray]) -> dict[str, np.
         return executable.run(own)
 
 
-def _model_of(path: str | Path) -> Path:
-    """The ONNX file of an artifact directory, or the file itself."""
-    return Path(path) / "model.onnx" if Path(path).is_dir() else Path(path)
+def model_of(path: str | Path) -> Path:
+    """The ONNX file of an artifact directory, or the file itself.
+
+    Raises SecateurError E_NO_MODEL for an artifact without one.
+    """
+    if not Path(path).is_dir():
+        return Path(path)
+    model = Path(path) / "model.onnx"
+    if (Path(path) / "manifest.json").is_file() and not model.is_file():
+        raise SecateurError(
+            "E_NO_MODEL",
+            "the artifact holds no model.onnx to compare with",
+            where=str(path),
+            hint="compile it again without --no-model",
+        )
+    return model
 
 
 def _runs_here(artifact: Artifact) -> bool:

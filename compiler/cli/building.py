@@ -49,6 +49,9 @@ def compile_command(
     tune: Annotated[
         float, typer.Option(min=0.0, help="Seconds to spend on measuring which schedules are fastest here.")
     ] = 0.0,
+    no_model: Annotated[
+        bool, typer.Option("--no-model", help="Leave model.onnx out: a sparse artifact is then a fifth of the file.")
+    ] = False,
     force: Force = False,
     no_verify: NoVerify = False,
     print_after: PrintAfter = None,
@@ -69,6 +72,7 @@ def compile_command(
             verify=not no_verify,
             context=context,
             tune=tune,
+            keep_model=not no_model,
         )
     artifact = outcome.artifact
     assert artifact is not None

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from compiler.cli.shared import Json, Quiet, Screen, Shapes, bind, table
-from compiler.driver import TOLERANCE, Check, compare
+from compiler.driver import TOLERANCE, Check, compare, model_of
 from compiler.ir import SecateurError
 
 Artifact = Annotated[Path, typer.Argument(help="An artifact directory.", show_default=False)]
@@ -85,7 +85,7 @@ def bench_command(
         context.progress("measuring", 0, 1)
         result = benchmark(
             artifact,
-            against_onnx=artifact / "model.onnx" if against else None,
+            against_onnx=model_of(artifact) if against else None,
             threads=threads,
             seconds=seconds,
         )

@@ -233,6 +233,11 @@ def no_setup(model: Path) -> None:
     """Nothing to prepare."""
 
 
+def without_model(model: Path) -> None:
+    """An artifact without its model."""
+    run(["compile", str(model), "-o", str(model.parent / "small"), *SHAPE, "--no-model", "--quiet"])
+
+
 def occupy(model: Path) -> None:
     model.with_name("out.onnx").write_text("mine")
     model.with_name("out").mkdir()
@@ -310,6 +315,8 @@ ERRORS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "recipe_missing": ("compile M -o D/o --recipe D/none.txt", no_setup),
     "not_an_artifact": ("inspect D", no_setup),
     "bench_peer": ("bench D --against tensorrt", no_setup),
+    "bench_no_model": ("bench D/small --against onnxruntime", without_model),
+    "tune_another_machine": ("compile M -o D/o --shape x=1x3x8x8 --target x86-64-v3 --tune 5", no_setup),
     "run_no_artifact": ("run D -i M -o D/y.npz", no_setup),
 }
 
@@ -487,3 +494,31 @@ def test_a_failed_check_exits_with_1(
     assert run(["compile", str(model), "-o", str(model.with_name("out")), *SHAPE]) == 1
     assert "E_VERIFY" in capsys.readouterr().err
     assert contents(model.parent) == before
+
+
+def test_an_artifact_can_leave_its_model_out(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compile_ = ["compile", str(model), *SHAPE, "-o"]
+    whole = run_json([*compile_, str(tmp_path / "whole")], capsys)
+    small = run_json([*compile_, str(tmp_path / "small"), "--no-model"], capsys)
+    assert not (tmp_path / "small" / "model.onnx").exists()
+    assert small["artifact_bytes"] == whole["artifact_bytes"] - (tmp_path / "whole" / "model.onnx").stat().st_size
+    assert small["checks"], "verified all the same"
+
+
+def test_inspect_tells_how_weights_are_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "wide.onnx"
+    text = """(float[1,64,14,14] x, float[64,64,1,1] w, float[64,64,1,1] z) => (float[1,64,14,14] y)
+        { a = Conv(x, w) y = Conv(a, z) }"""
+    proto = network_proto(text)
+    weights = proto.graph.initializer[1]
+    array = onnx.numpy_helper.to_array(weights).copy()
+    array[np.random.default_rng(0).random(array.shape) > 0.1] = 0
+    weights.CopyFrom(onnx.numpy_helper.from_array(array, weights.name))
+    onnx.save(proto, path)
+    assert run(["compile", str(path), "-o", str(tmp_path / "out"), "--passes", "", "--quiet"]) == 0
+    layers = run_json(["inspect", str(tmp_path / "out")], capsys)["layers"]
+    assert [layer["format"] for layer in layers] == ["dense", "csr"]
+    assert layers[1]["nonzeros"] == np.count_nonzero(array) and layers[1]["cycles"] < layers[1]["dense_cycles"]
+    run(["inspect", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "csr" in shown and "over dense" in shown
