@@ -251,6 +251,8 @@ def _make(schedule: Callable[..., Kernel], spec: object, target: Target, paralle
 #: Cycles of a multiply-add with a vector from the first-level cache, with one there across a line's end, and with one
 #: from the second level: the share of far ones grows until a tile is so many first-level caches large.
 _NEAR, _ACROSS, _FAR, _FAR_ACROSS, _ALL_FAR = 0.95, 1.65, 2.2, 2.55, 2.5
+#: What is added when a tile fills the second-level cache one and a half times; half of it is free.
+_DISTANT = 2.0
 #: Cycles per entry, per channel of an entry's block, per block, per channel of it, and per stored piece of a vector.
 _ENTRY, _CHANNEL, _BLOCK, _ROW, _STORE = 1.1, 0.27, 9.0, 1.1, 3.0
 #: Cycles of starting and ending the loop over a pattern's columns.
@@ -291,7 +293,8 @@ def _load_cycles(footprint: int, aligned: bool, target: Target) -> float:
     """Cycles of loading a vector of a tile that reads `footprint` bytes."""
     far = min(1.0, max(0.0, (footprint / target.l1_bytes - 0.4) / (_ALL_FAR - 0.4)))
     near, beyond = (_NEAR, _FAR) if aligned else (_ACROSS, _FAR_ACROSS)
-    return near + far * (beyond - near)
+    distant = min(1.0, max(0.0, footprint / target.l2_bytes - 0.5))
+    return near + far * (beyond - near) + distant * _DISTANT
 
 
 def _work_cycles(stored: Stored, vectors: float, unroll: int, load: float) -> float:
