@@ -25,7 +25,9 @@ class Target:
     """A machine that code is generated for.
 
     vector_bytes and vector_registers describe the widest useful vector registers, l1_bytes and l2_bytes
-    one core's data caches; triple, cpu and features go to LLVM as they are.
+    one core's data caches; triple, cpu and features go to LLVM as they are. loads_first: what compiles the code
+    further loads all operands of a step before it multiplies them, so that each of them needs a register.
+    contract: sums of products may be rounded once, where the processor has an instruction for it.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Target:
     l1_bytes: int
     l2_bytes: int
     threads: int = 1
+    loads_first: bool = False
+    contract: bool = False
 
     @classmethod
     def native(cls) -> Target:
@@ -54,6 +58,10 @@ class Target:
             config["mcpu"] = self.cpu
         if self.features:
             config["mattr"] = list(self.features)
+        if self.triple.startswith("wasm"):
+            config["vector-width"] = 8 * self.vector_bytes
+        if self.contract:
+            config["fast-math-contract"] = True
         return tvm.target.Target(config)
 
 
@@ -166,5 +174,8 @@ register_target(
 )
 register_target(
     "wasm",
-    lambda: Target("wasm", "wasm32-unknown-unknown", "generic", ("+simd128",), 16, 16, 32 << 10, 256 << 10),
+    # V8 on x86-64 keeps one of the 16 registers for itself.
+    lambda: Target(
+        "wasm", "wasm32-unknown-unknown", "generic", ("+simd128",), 16, 15, 32 << 10, 256 << 10, loads_first=True
+    ),
 )

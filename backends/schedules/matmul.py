@@ -46,7 +46,8 @@ class _Tiling:
             columns = min(vectors * lanes, -(-n // lanes) * lanes)
             for height in range(1, min(m, 12) + 1):
                 tile = Tile(height, (), tuple(range(height)))
-                if tile.registers(columns, lanes) + vectors - 1 > target.vector_registers and height * vectors > 1:
+                needed = tile.registers(columns, target) + (0 if target.loads_first else vectors - 1)
+                if needed > target.vector_registers and height * vectors > 1:
                     continue
                 work, loads = height * vectors, vectors + height
                 steps = -(-m // height) * -(-n // columns)

@@ -50,9 +50,13 @@ class Tile:
         )
         return max(work, _LATENCY) + 0.25 * (len(self.vectors) + channels + 1)
 
-    def registers(self, channels: int, lanes: int) -> int:
+    def registers(self, channels: int, target: Target) -> int:
         """Vector registers in use at once."""
-        sums = len(self.vectors) * channels + len(self.singles) * len(channel_vectors(channels, lanes))
+        across = len(channel_vectors(channels, target.lanes())) if self.singles else 0
+        sums = len(self.vectors) * channels + len(self.singles) * across
+        if target.loads_first:
+            operands = len(self.vectors) + (channels if self.vectors else 0) + across + len(self.singles)
+            return sums + operands + 1
         return sums + len(self.vectors) + 1 + (1 if self.singles else 0)
 
 
@@ -85,7 +89,7 @@ def plan(pixels: int, channels: int, target: Target) -> Plan:
         for size in sorted({min(pixels, v * lanes + s) for v in range(5) for s in range(3)} - {0}):
             main, rest = Tile.of(size, lanes), pixels % size
             tail = Tile.of(rest, lanes) if rest else None
-            if any(t.registers(width, lanes) > target.vector_registers for t in (main, tail) if t):
+            if any(t.registers(width, target) > target.vector_registers for t in (main, tail) if t):
                 continue
             if main.singles and width & (width - 1):
                 continue
