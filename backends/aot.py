@@ -201,7 +201,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 def _find_linker(target: Target) -> tuple[list[str], dict[str, str]]:
     environment = dict(os.environ)
     arch = target.triple.split("-")[0]
-    if _has_zig():
+    if has_zig():
         for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
             environment.setdefault(name, cache_folder("zig"))
         return [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.17"], environment
@@ -214,7 +214,8 @@ def _find_linker(target: Target) -> tuple[list[str], dict[str, str]]:
     )
 
 
-def _has_zig() -> bool:
+def has_zig() -> bool:
+    """True if the package ziglang is installed."""
     from importlib.util import find_spec
 
     return find_spec("ziglang") is not None

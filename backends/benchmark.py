@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from backends.runtime.loader import Executable, load
+from backends.runtime.node import NodeExecutable
 from compiler.errors import SecateurError
 
 Timed: TypeAlias = Callable[[int], list[float]]
@@ -81,7 +82,7 @@ def benchmark(
     """
     with load(artifact_path, threads) as executable:
         feeds = random_inputs(executable)
-        sides = [timed(lambda: executable.run(feeds))]
+        sides: list[Timed] = [lambda times: executable.time(feeds, times)]
         difference = None
         if against_onnx is not None:
             session = onnxruntime_session(against_onnx, threads)
@@ -128,7 +129,7 @@ def _turn(seconds: float) -> tuple[int, int]:
     return (0, 1) if seconds >= _LONG else (1, max(1, min(_CALLS_PER_ROUND, int(_LONG / seconds))))
 
 
-def random_inputs(executable: Executable, seed: int = 0) -> dict[str, np.ndarray]:
+def random_inputs(executable: Executable | NodeExecutable, seed: int = 0) -> dict[str, np.ndarray]:
     """Inputs of the right type and shape: normal numbers, and zeros for integers and booleans (they may index)."""
     generator = np.random.default_rng(seed)
     return {

@@ -20,6 +20,7 @@ import tvm
 from backends.aot import ABI_VERSION, shared_library
 from backends.lowering import Program, lower
 from backends.memory import MemoryPlan, plan
+from backends.packaging import Package, Packager, packager_for, register_packager
 from backends.runtime.loader import FORMAT_VERSION, read_manifest
 from backends.selection import Selector
 from backends.target import Target
@@ -52,6 +53,25 @@ class Artifact:
         return sum(f["bytes"] for f in self.manifest["files"].values())
 
 
+@dataclass(frozen=True)
+class SharedLibrary:
+    """The packager of this machine: one shared library with a thread pool, and the weights."""
+
+    parallel = True
+
+    def require(self, target: Target) -> None:
+        """Only shared libraries for this kind of machine can be built."""
+        _require_buildable(target)
+
+    def package(self, program: Program, memory: MemoryPlan, target: Target) -> Package:
+        """model.so and weights.bin."""
+        files = {"model.so": shared_library(program, memory, target), "weights.bin": memory.weights()}
+        return Package(files, {"libraries": ["libc", "libm", "libpthread"]})
+
+
+register_packager("library", SharedLibrary)
+
+
 def build(
     graph: Graph,
     output: str | Path,
@@ -61,38 +81,37 @@ def build(
     progress: Progress | None = None,
     tune: float = 0.0,
     keep_model: bool = True,
+    packager: Packager | None = None,
 ) -> Artifact:
     """Compile `graph` for `target` into the directory `output`.
 
     `progress(stage, done, total)` is called as the stages lower, plan, compile and write begin. tune: seconds to spend
     on measuring which schedules are fastest on this machine (measurements are kept; an artifact's bytes then depend on
     them). keep_model: put the model that was compiled beside the code, as model.onnx; nothing needs it to run.
+    packager: what the artifact holds; the target's own if it is not given.
 
     Raises SecateurError: E_OUTPUT_EXISTS when `output` exists and overwrite is false, E_OUTPUT when it cannot be
     written, E_SYMBOLIC_DIM, E_NO_LOWERING, E_NO_LINKER. On any failure nothing is left behind.
     """
     report = progress or (lambda stage, done, total: None)
     chosen = named_target(target) if isinstance(target, str) else target
-    _require_buildable(chosen)
+    packager = packager or packager_for(chosen)
+    packager.require(chosen)
     path = Path(output)
     _require_free(path, overwrite)
     report(_STAGES[0], 0, len(_STAGES))
     selector = Selector(chosen)
-    program = lower(graph, chosen, selector=selector)
+    program = lower(graph, chosen, parallel=packager.parallel, selector=selector)
     if tune > 0:
         preferred = measure(selector.requests, chosen, tune, progress=progress)
-        program = lower(graph, chosen, selector=Selector(chosen, preferred))
+        program = lower(graph, chosen, parallel=packager.parallel, selector=Selector(chosen, preferred))
     report(_STAGES[1], 1, len(_STAGES))
     memory = plan(program)
     report(_STAGES[2], 2, len(_STAGES))
-    library = shared_library(program, memory, chosen)
+    package = packager.package(program, memory, chosen)
     report(_STAGES[3], 3, len(_STAGES))
-    files = {
-        "model.so": library,
-        "weights.bin": memory.weights(),
-        "module.py": module_script(program).encode(),
-    }
-    header = _manifest(program, memory, chosen)
+    files = package.files | {"module.py": module_script(program).encode()}
+    header = _manifest(program, memory, chosen) | package.manifest
     manifest = _write(path, files, header, graph if keep_model else None, overwrite)
     report("done", len(_STAGES), len(_STAGES))
     return Artifact(path, manifest)
@@ -123,7 +142,6 @@ def _manifest(program: Program, memory: MemoryPlan, target: Target) -> dict[str,
             "features": list(target.features),
             "vector_bytes": target.vector_bytes,
         },
-        "libraries": ["libc", "libm", "libpthread"],
         "inputs": tensors(program.inputs),
         "outputs": tensors(program.outputs),
         "arena_bytes": memory.arena_bytes,
@@ -176,10 +194,11 @@ def _write(
         raise _unwritable(path, error) from None
     try:
         for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
         if graph is not None:
             save_onnx(graph, folder / "model.onnx", overwrite=True)
-        entries = {f.name: _entry(f) for f in sorted(folder.iterdir())}
+        entries = {f.relative_to(folder).as_posix(): _entry(f) for f in sorted(folder.rglob("*")) if f.is_file()}
         manifest = header | {"files": entries}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         read_manifest(folder)

@@ -27,7 +27,8 @@ class Target:
     vector_bytes and vector_registers describe the widest useful vector registers, l1_bytes and l2_bytes
     one core's data caches; triple, cpu and features go to LLVM as they are. loads_first: what compiles the code
     further loads all operands of a step before it multiplies them, so that each of them needs a register.
-    contract: sums of products may be rounded once, where the processor has an instruction for it.
+    contract: sums of products may be rounded once, where the processor has an instruction for it. package: what kind
+    of artifact is made for it (see `backends.packaging`).
     """
 
     name: str
@@ -41,6 +42,7 @@ class Target:
     threads: int = 1
     loads_first: bool = False
     contract: bool = False
+    package: str = "library"
 
     @classmethod
     def native(cls) -> Target:
@@ -176,6 +178,15 @@ register_target(
     "wasm",
     # V8 on x86-64 keeps one of the 16 registers for itself.
     lambda: Target(
-        "wasm", "wasm32-unknown-unknown", "generic", ("+simd128",), 16, 15, 32 << 10, 256 << 10, loads_first=True
+        name="wasm",
+        triple="wasm32-unknown-unknown",
+        cpu="generic",
+        features=("+simd128",),
+        vector_bytes=16,
+        vector_registers=15,
+        l1_bytes=32 << 10,
+        l2_bytes=256 << 10,
+        loads_first=True,
+        package="web",
     ),
 )

@@ -25,6 +25,7 @@ from passes.structured.check import pruning_error
 
 if TYPE_CHECKING:
     from backends import Artifact, Target
+    from backends.packaging import Packager
 
 TOLERANCE = 1e-4
 """Largest relative difference (norm of the difference over the norm) between two ways to compute the same."""
@@ -77,6 +78,7 @@ def compile(
     context: Context | None = None,
     tune: float = 0.0,
     keep_model: bool = True,
+    packager: Packager | None = None,
 ) -> Artifact:
     """Compile a model (a path, a ModelProto, an nn.Module, …) into the artifact directory `output`.
 
@@ -84,6 +86,7 @@ def compile(
     the result with ONNX Runtime, and a pruning with the silenced original, before anything appears at `output`;
     CheckFailed otherwise. tune: seconds to spend on measuring which schedules are fastest on this machine.
     keep_model: put the model that was compiled into the artifact too, as model.onnx; nothing needs it to run.
+    packager: what the artifact holds, such as `backends.wasm.WebPackage`; the target's own if it is not given.
     """
     outcome = compile_outcome(
         source,
@@ -97,6 +100,7 @@ def compile(
         context=context,
         tune=tune,
         keep_model=keep_model,
+        packager=packager,
     )
     assert outcome.artifact is not None
     return outcome.artifact
@@ -115,6 +119,7 @@ def compile_outcome(
     context: Context | None = None,
     tune: float = 0.0,
     keep_model: bool = True,
+    packager: Packager | None = None,
 ) -> Outcome:
     """As `compile`, with the graph, the passes' reports and the checks that were made."""
     from backends import Artifact, build
@@ -133,11 +138,12 @@ def compile_outcome(
             progress=context.progress,
             tune=tune,
             keep_model=keep_model,
+            packager=packager,
         )
         checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
         if verify and _runs_here(draft):
             context.progress("verifying", 0, 1)
-            checks.append(verify_artifact(draft.path, transformed))
+            checks += [verify_artifact(draft.path, transformed, variant=variant) for variant in _variants(draft)]
         _publish(draft.path, final)
     return Outcome(transformed, final, context, checks, Artifact(final, draft.manifest))
 
@@ -225,15 +231,19 @@ def _verify_pruning(context: Context) -> list[Check]:
     return [Check("original model, with itself after every group was permuted", difference)]
 
 
-def verify_artifact(path: str | Path, graph: Graph, seed: int = 1) -> Check:
-    """Compare an artifact on disk with ONNX Runtime running `graph`, on noise."""
+def verify_artifact(path: str | Path, graph: Graph, seed: int = 1, variant: str | None = None) -> Check:
+    """Compare an artifact on disk with ONNX Runtime running `graph`, on noise.
+
+    variant: which of its codes, where it has several.
+    """
     from backends import load as load_artifact
 
     data = random_inputs(graph, seed)
-    with load_artifact(path) as executable:
+    with load_artifact(path, variant=variant) as executable:
         actual = executable.run(data)
     check = Check(
-        "compiled artifact, with ONNX Runtime on the same graph", relative_difference(actual, execute(graph, data))
+        f"compiled artifact{f' ({variant})' if variant else ''}, with ONNX Runtime on the same graph",
+        relative_difference(actual, execute(graph, data)),
     )
     check.require()
     return check
@@ -283,7 +293,17 @@ def model_of(path: str | Path) -> Path:
 
 
 def _runs_here(artifact: Artifact) -> bool:
-    return bool(artifact.manifest.get("target", {}).get("name", "native") == "native")
+    target = artifact.manifest.get("target", {})
+    if str(target.get("triple")).startswith("wasm32"):
+        from backends.runtime.node import node
+
+        return node() is not None
+    return bool(target.get("name", "native") == "native")
+
+
+def _variants(artifact: Artifact) -> list[str | None]:
+    """What to verify of an artifact: each of its codes, or the one that it has."""
+    return list(artifact.manifest.get("variants", [None]))
 
 
 def _require_same_interface(before: Graph, after: Graph) -> None:

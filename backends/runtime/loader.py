@@ -11,16 +11,20 @@ import hashlib
 import json
 import platform
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compiler.errors import SecateurError
+
+if TYPE_CHECKING:
+    from backends.runtime.node import NodeExecutable
 
 FORMAT_VERSION = 1
 """Version of the artifact's layout that this loader reads."""
@@ -38,28 +42,36 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
-def load(path: str | Path, threads: int = 1) -> Executable:
-    """Open the artifact directory `path` for running on `threads` threads.
+def load(path: str | Path, threads: int = 1, variant: str | None = None) -> Executable | NodeExecutable:
+    """Open the artifact directory `path` for running on `threads` threads; WebAssembly runs in Node, on one.
+
+    variant: which of an artifact's codes, where it has several (its manifest's "variants"); the best if not given.
 
     Raises SecateurError: E_ARTIFACT for a directory that is not an artifact or was changed, E_FORMAT for one of
-    another version, E_TARGET for one that was built for another kind of machine.
+    another version, E_TARGET for one that was built for another kind of machine, E_NO_NODE for WebAssembly without
+    Node 20 or newer.
     """
-    return Executable(Path(path), threads)
+    manifest = read_manifest(Path(path))
+    if str(manifest["target"]["triple"]).startswith("wasm32"):
+        from backends.runtime.node import NodeExecutable
+
+        return NodeExecutable(Path(path), threads, manifest, variant)
+    return Executable(Path(path), threads, manifest)
 
 
 class Executable:
     """A loaded model. `run` may be called from several threads at once: with one thread per run the calls
     proceed side by side, with a thread pool they take turns. Use `close`, or `with`, to release the memory."""
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, manifest: dict[str, Any] | None = None) -> None:
         if threads < 1:
             raise SecateurError("E_INPUT", f"threads must be at least 1, not {threads}")
         self.path = path
         self.threads = threads
-        self.manifest = read_manifest(path)
+        self.manifest = read_manifest(path) if manifest is None else manifest
         _require_machine(self.manifest["target"], path)
-        self.inputs = tuple(_tensor(i) for i in self.manifest["inputs"])
-        self.outputs = tuple(_tensor(o) for o in self.manifest["outputs"])
+        self.inputs = tuple(tensor_info(i) for i in self.manifest["inputs"])
+        self.outputs = tuple(tensor_info(o) for o in self.manifest["outputs"])
         self._weights: np.ndarray | None = np.memmap(path / "weights.bin", dtype=np.uint8, mode="r")
         self._library = _library(path / "model.so", self.manifest["files"]["model.so"]["sha256"])
         self._arenas: list[np.ndarray] = []
@@ -75,17 +87,24 @@ class Executable:
 
         Raises SecateurError E_INPUT otherwise; nothing is cast silently.
         """
-        arrays = self._check(inputs)
+        arrays = check_inputs(inputs, self.inputs)
         results = [np.empty(o.shape, o.dtype) for o in self.outputs]
         with self._arena() as arena:
             self._call(arrays, results, arena, 0, len(self.manifest["layers"]))
         return {o.name: r for o, r in zip(self.outputs, results, strict=True)}
 
+    def time(self, inputs: Mapping[str, np.ndarray], times: int) -> list[float]:
+        """Seconds of each of so many runs, one after the other."""
+        seconds = []
+        for _ in range(times):
+            start = perf_counter()
+            self.run(inputs)
+            seconds.append(perf_counter() - start)
+        return seconds
+
     def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 10) -> list[float]:
         """Median seconds of each layer of `manifest["layers"]`, in order, over `repeats` runs."""
-        from time import perf_counter
-
-        arrays = self._check(inputs)
+        arrays = check_inputs(inputs, self.inputs)
         results = [np.empty(o.shape, o.dtype) for o in self.outputs]
         times = np.zeros((repeats, len(self.manifest["layers"])))
         with self._arena() as arena:
@@ -123,34 +142,6 @@ class Executable:
     def __repr__(self) -> str:
         return f"Executable({str(self.path)!r}, threads={self.threads})"
 
-    def _check(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        wanted = {i.name for i in self.inputs}
-        unknown, missing = sorted(set(inputs) - wanted), sorted(wanted - set(inputs))
-        if unknown or missing:
-            problem = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
-            raise SecateurError("E_INPUT", problem, hint=f"the inputs are: {', '.join(map(_describe, self.inputs))}")
-        arrays = []
-        for info in self.inputs:
-            array = inputs[info.name]
-            if not isinstance(array, np.ndarray):
-                raise SecateurError(
-                    "E_INPUT", f"input {info.name!r} is a {type(array).__name__}, not a numpy array", hint="np.asarray"
-                )
-            if array.dtype != info.dtype:
-                raise SecateurError(
-                    "E_INPUT",
-                    f"input {info.name!r} has element type {array.dtype}, not {info.dtype}",
-                    hint=f"convert it: {info.name}.astype(np.{info.dtype})",
-                )
-            if array.shape != info.shape:
-                raise SecateurError(
-                    "E_INPUT",
-                    f"input {info.name!r} has shape {list(array.shape)}, not {list(info.shape)}",
-                    hint="shapes are fixed when the model is compiled; compile again with --shape for another one",
-                )
-            arrays.append(np.ascontiguousarray(array).reshape(info.shape))
-        return arrays
-
     def _call(
         self, inputs: list[np.ndarray], results: list[np.ndarray], arena: np.ndarray, first: int, last: int
     ) -> None:
@@ -178,6 +169,36 @@ class Executable:
                 self._running -= 1
                 if arena is not None:
                     self._arenas.append(arena)
+
+
+def check_inputs(inputs: Mapping[str, np.ndarray], infos: Sequence[TensorInfo]) -> list[np.ndarray]:
+    """The inputs in order, in row-major memory; SecateurError E_INPUT where names, types or shapes are others."""
+    wanted = {i.name for i in infos}
+    unknown, missing = sorted(set(inputs) - wanted), sorted(wanted - set(inputs))
+    if unknown or missing:
+        problem = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
+        raise SecateurError("E_INPUT", problem, hint=f"the inputs are: {', '.join(map(_describe, infos))}")
+    arrays = []
+    for info in infos:
+        array = inputs[info.name]
+        if not isinstance(array, np.ndarray):
+            raise SecateurError(
+                "E_INPUT", f"input {info.name!r} is a {type(array).__name__}, not a numpy array", hint="np.asarray"
+            )
+        if array.dtype != info.dtype:
+            raise SecateurError(
+                "E_INPUT",
+                f"input {info.name!r} has element type {array.dtype}, not {info.dtype}",
+                hint=f"convert it: {info.name}.astype(np.{info.dtype})",
+            )
+        if array.shape != info.shape:
+            raise SecateurError(
+                "E_INPUT",
+                f"input {info.name!r} has shape {list(array.shape)}, not {list(info.shape)}",
+                hint="shapes are fixed when the model is compiled; compile again with --shape for another one",
+            )
+        arrays.append(np.ascontiguousarray(array).reshape(info.shape))
+    return arrays
 
 
 def _aligned(nbytes: int) -> np.ndarray:
@@ -289,7 +310,8 @@ def _pointers(arrays: list[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays))
 
 
-def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
+def tensor_info(entry: Mapping[str, Any]) -> TensorInfo:
+    """An entry of a manifest's inputs or outputs."""
     return TensorInfo(entry["name"], np.dtype(entry["dtype"]), tuple(entry["shape"]))
 
 

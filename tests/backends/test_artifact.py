@@ -263,7 +263,7 @@ def test_an_operator_without_lowering_is_named(tmp_path: Path) -> None:
 
 
 def test_without_a_linker_the_fix_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aot, "_has_zig", lambda: False)
+    monkeypatch.setattr(aot, "has_zig", lambda: False)
     monkeypatch.setattr(aot.shutil, "which", lambda name: None)
     with pytest.raises(SecateurError, match="no linker") as caught:
         build(load_onnx(small_cnn()), tmp_path / "out")
