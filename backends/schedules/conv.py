@@ -125,7 +125,7 @@ def _declare(
 
 def _pointwise(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outputs: int, depth: int) -> Built:
     pixels = spec.height * spec.width
-    product = Product(outputs, depth, pixels, target, spec.epilogue)
+    product = Product(outputs, depth, pixels, target, spec.epilogue, spec.groups)
     e = Emitter(symbol, parallel)
     operands, x, _, params = _declare(e, spec, product, 0, target)
     product.emit_blocks(
@@ -175,7 +175,7 @@ def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
     inputs, per_channel = spec.in_channels // spec.groups, spec.kernel[0] * spec.kernel[1]
     cut = _Panels.of(spec, target, parallel, outputs, per_channel)
     height, blocks = cut.height, cut.blocks
-    product = Product(outputs, depth, height * wide, target, spec.epilogue)
+    product = Product(outputs, depth, height * wide, target, spec.epilogue, spec.groups)
     panel, panels = _aligned(cut.inputs * per_channel * height * wide), outer * blocks
     slots = min(panels, GRAINS) if parallel else 1
     share = -(-panels // slots)

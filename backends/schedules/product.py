@@ -24,13 +24,17 @@ GRAINS = 16
 
 @dataclass(frozen=True)
 class Product:
-    """y[outputs, pixels] = w[outputs, depth] @ x[depth, pixels], on `target`."""
+    """y[outputs, pixels] = w[outputs, depth] @ x[depth, pixels], on `target`.
+
+    matrices: products of this shape whose weights lie one after the other and are used in turn.
+    """
 
     outputs: int
     depth: int
     pixels: int
     target: Target
     epilogue: Epilogue
+    matrices: int = 1
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -51,6 +55,11 @@ class Product:
     def packed_bias(self) -> int:
         """Elements of the packed bias."""
         return self.sweeps * self.plan.channels
+
+    @property
+    def weights_stream(self) -> bool:
+        """True if weights come from beyond the second-level cache, and so are asked for one tile of channels ahead."""
+        return self.matrices * self.packed_weights * 4 > self.target.l2_bytes // 4
 
     def pack_weights(self, weights: np.ndarray) -> np.ndarray:
         """[outputs, depth] -> [tile of channels][depth][channel], flat, padded with zeros."""
@@ -102,6 +111,9 @@ class Product:
                 bias_at=o.bias_at if o.bias_per_pixel else e.let(o.bias_at + sweep * channels),
                 left=e.let(self.outputs - sweep * channels) if ragged else None,
             )
+            if self.weights_stream:
+                ahead = e.let(here.w_at + channels * self.depth)
+                here = replace(here, w_next=ahead, w_next_step=channels)
 
             def at(pixel: Index, here: Operands = here) -> Operands:
                 return replace(
