@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends.formats import BlockCSR
-from backends.schedules.conv import conv2d, dense_method
+from backends.schedules.conv import conv2d
+from backends.schedules.dense_cost import dense_methods, direct_schedule
 from backends.schedules.kernel import Kernel
 from backends.schedules.matmul import matmul
-from backends.schedules.rows import cover
 from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d
 from backends.schedules.sparse_matmul import SparseMatMulSpec, outputs_first, sparse_matmul, supported
 from backends.schedules.sparse_tiles import Vector
@@ -27,8 +27,9 @@ from backends.target import Target
 
 #: A layer with a larger share of nonzeros is not tried as a sparse one.
 _DENSEST = 0.65
-#: What a sparse schedule must promise to be preferred.
-_MARGIN = 0.95
+#: What a sparse schedule must promise to be preferred, and what it may cost where the dense one stores weights several
+#: times as large as they are.
+_MARGIN, _MARGIN_EXPANDED = 0.95, 1.1
 BLOCKS = (1, 2, 4)
 #: Rows of a block share too few columns for patterns below this density.
 _SPARSEST_PATTERNS = 0.15
@@ -129,13 +130,13 @@ class Selector:
 
 def choose_conv(spec: ConvSpec, weights: np.ndarray, target: Target) -> Choice:
     """The schedule of a convolution with these weights [out, in // groups, kh, kw]."""
-    method, cycles = dense_conv_cycles(spec, target)
-    dense = Candidate(f"{method}_conv2d", "dense", "", cycles, lambda target, parallel: conv2d(spec, target, parallel))
-    if method == "depthwise":
+    dense, *others = dense_conv_candidates(spec, target)
+    if direct_schedule(spec) == "depthwise":
         return _best(dense, weights, ())
     # What has to be gathered into panels may as well be read through positions, even where hardly a weight is zero.
-    densest = 1.0 if method == "panels" else _DENSEST
-    return _best(dense, weights, sparse_conv_candidates(spec, weights, target), densest)
+    densest = 1.0 if dense.schedule == "panels_conv2d" else _DENSEST
+    margin = _MARGIN_EXPANDED if dense.schedule == "winograd_conv2d" else _MARGIN
+    return _best(dense, weights, sparse_conv_candidates(spec, weights, target), densest, margin, others)
 
 
 def choose_matmul(spec: MatMulSpec, weights: np.ndarray | None, target: Target) -> Choice:
@@ -150,32 +151,36 @@ def choose_matmul(spec: MatMulSpec, weights: np.ndarray | None, target: Target) 
     return _best(dense, weights, sparse_matmul_candidates(spec, weights, target))
 
 
-def _best(dense: Candidate, weights: np.ndarray, sparse: Iterable[Candidate], densest: float = _DENSEST) -> Choice:
-    """The cheapest; a sparse candidate has to be clearly cheaper than the dense one."""
+def _best(
+    dense: Candidate,
+    weights: np.ndarray,
+    sparse: Iterable[Candidate],
+    densest: float = _DENSEST,
+    margin: float = _MARGIN,
+    others: Iterable[Candidate] = (),
+) -> Choice:
+    """The cheapest sparse candidate if it costs at most `margin` of the dense one. others: dense ones, too."""
     nonzeros = int(np.count_nonzero(weights))
     found = [dense, *(sparse if nonzeros <= densest * weights.size else ())]
-    ranked = sorted(found, key=lambda c: c.cycles)
-    chosen = ranked[0] if ranked[0].cycles < _MARGIN * dense.cycles else dense
+    chosen = min(found[1:], key=lambda c: c.cycles, default=dense)
+    chosen = chosen if chosen.cycles < margin * dense.cycles else dense
+    ranked = sorted((*found, *others), key=lambda c: c.cycles)
     return Choice(chosen, tuple(c for c in ranked if c is not chosen), nonzeros, int(weights.size))
 
 
-def dense_conv_cycles(spec: ConvSpec, target: Target) -> tuple[str, float]:
-    """The dense schedule that a convolution gets, and its cycles."""
-    method, lanes = dense_method(spec), target.lanes()
-    work = spec.macs / lanes
-    if method == "winograd":
-        narrow = min(spec.in_channels, spec.out_channels)
-        return method, work / (2.2 * narrow / (narrow + 25))
-    if method == "depthwise":
-        return method, work * 1.5
-    pixels = spec.out_height * spec.out_width
-    padded = sum(1.0 if width == lanes else 0.5 for _, width in cover(pixels, lanes)) * lanes / pixels
-    taps = spec.kernel[0] * spec.kernel[1]
-    gathered = 0.0
-    if taps > 1 or spec.strides != (1, 1):
-        each = _GATHER if spec.strides[1] == 1 else _GATHER_STRIDED
-        gathered = each * spec.batch * spec.in_channels * taps * pixels / lanes
-    return method, work * padded * 1.04 + gathered
+def dense_conv_candidates(spec: ConvSpec, target: Target) -> list[Candidate]:
+    """The dense schedules of a convolution, the one to take first."""
+    found = []
+    for method, cycles in dense_methods(spec, target).items():
+        m = method.removeprefix("winograd") if method != "direct" else ""
+        family = f"{'winograd' if m else direct_schedule(spec)}_conv2d"
+        make = functools.partial(_make_dense, spec, method)
+        found.append(Candidate(family, "dense", f"{m}x{m}" if m else "", cycles, make))
+    return found
+
+
+def _make_dense(spec: ConvSpec, method: str, target: Target, parallel: bool) -> Kernel:
+    return conv2d(spec, target, parallel, method)
 
 
 @dataclass(frozen=True)
@@ -259,8 +264,6 @@ _ENTRY, _CHANNEL, _BLOCK, _ROW, _STORE = 1.1, 0.27, 9.0, 1.1, 3.0
 _LIST = 5.0
 #: Cycles of copying a vector into staged memory, and of turning an element round.
 _COPY, _TURN = 2.9, 0.15
-#: Cycles of gathering a vector into a panel, without strides and with.
-_GATHER, _GATHER_STRIDED = 4.0, 13.0
 
 
 def sparse_conv_cycles(spec: SparseConvSpec, stored: Stored, target: Target) -> float:

@@ -16,13 +16,14 @@ import tvm
 from tvm import tirx
 
 from backends.schedules import rows
+from backends.schedules.dense_cost import dense_methods, direct_schedule
 from backends.schedules.depthwise import depthwise
 from backends.schedules.emit import Array, Emitter, Expr, Index
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.microkernel import Operands, plan
 from backends.schedules.product import GRAINS, Product, array_or_none, divide
 from backends.schedules.specs import ConvSpec
-from backends.schedules.winograd import applies, winograd
+from backends.schedules.winograd import winograd
 from backends.target import Target
 from compiler.errors import SecateurError
 
@@ -36,35 +37,24 @@ def conv2d(spec: ConvSpec, target: Target, parallel: bool = False, method: str =
     """y = epilogue(conv(x, w)); parameters x, w, bias?, residual?, y, workspace?.
 
     pack(weights[out, in // groups, kh, kw], bias[out]) -> w, bias. method: "direct" sums as written and packs weights
-    to their own size; "winograd" (3x3, stride 1, one group) takes about half the time and 16/9 of the weights;
-    "auto" is winograd where it pays and adds at most 2 MiB.
+    to their own size; "winograd2" and "winograd4" (3x3, stride 1, one group) multiply 2.25 and 4 times less, with
+    weights 16/9 and 4 times as large; "auto" is the one with the least estimated cost.
     """
-    if method not in ("auto", "direct", "winograd") or (method == "winograd" and not applies(spec)):
+    possible = dense_methods(spec, target)
+    if method != "auto" and method not in possible:
         raise SecateurError("E_SPEC", f"no method '{method}' for this convolution", where=repr(spec), hint="use auto")
-    chosen = dense_method(spec) if method == "auto" else method
-    if chosen == "winograd":
-        return winograd(spec, target, parallel)
-    if spec.groups == spec.in_channels and spec.groups > 1:
+    chosen = next(iter(possible)) if method == "auto" else method
+    if chosen != "direct":
+        return winograd(spec, target, parallel, int(chosen.removeprefix("winograd")))
+    schedule = direct_schedule(spec)
+    if schedule == "depthwise":
         return depthwise(spec, target, parallel)
     symbol = symbol_for("conv", spec, target, parallel)
     outputs, inputs = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     depth = inputs * spec.kernel[0] * spec.kernel[1]
-    build = _pointwise if _is_pointwise(spec) else _by_panels
+    build = _pointwise if schedule == "pointwise" else _by_panels
     func, product, params, workspace = build(symbol, spec, target, parallel, outputs, depth)
     return Kernel(symbol, func, params, workspace, _packer(spec, product), spec.macs)
-
-
-def dense_method(spec: ConvSpec) -> str:
-    """What conv2d does by itself: winograd, depthwise, pointwise (1x1, the image as it is) or panels."""
-    if applies(spec) and _winograd_pays(spec):
-        return "winograd"
-    if spec.groups == spec.in_channels and spec.groups > 1:
-        return "depthwise"
-    return "pointwise" if _is_pointwise(spec) else "panels"
-
-
-def _is_pointwise(spec: ConvSpec) -> bool:
-    return spec.kernel == (1, 1) and spec.strides == (1, 1) and spec.pads == (0, 0, 0, 0)
 
 
 def _packer(spec: ConvSpec, product: Product) -> Callable[..., dict[str, np.ndarray]]:
@@ -78,12 +68,6 @@ def _packer(spec: ConvSpec, product: Product) -> Callable[..., dict[str, np.ndar
         return packed
 
     return pack
-
-
-def _winograd_pays(spec: ConvSpec) -> bool:
-    growth = 7 * 4 * spec.in_channels * spec.out_channels
-    large = min(spec.in_channels, spec.out_channels) >= 8 and spec.out_height * spec.out_width >= 36
-    return large and growth <= 2 << 20
 
 
 Built = tuple[tvm.tirx.PrimFunc, Product, tuple[str, ...], int]

@@ -6,6 +6,7 @@ broadcast to a vector of weights, so that leftovers never walk the weights again
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from tvm import tirx
@@ -81,6 +82,7 @@ class Plan:
     cost: float
 
 
+@functools.cache
 def plan(pixels: int, channels: int, target: Target) -> Plan:
     """The tiling of `pixels` by `channels` with the least estimated cost on `target`."""
     lanes, best = target.lanes(), None

@@ -5,9 +5,9 @@ A row that is no multiple of the vector width is covered by overlapping vectors 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from backends.schedules.emit import Array, Emitter, Expr, Index, const, shuffle
+from backends.schedules.emit import Array, Emitter, Expr, Index, const, lanes_of, shuffle
 
 #: Rows of at most this many vectors are unrolled.
 _UNROLL = 4
@@ -101,6 +101,24 @@ def store_lanes(to: Array, at: Index, value: Expr, width: int, first: int, count
     largest = power_of_two_below(count)
     for offset, part in cover(count, largest):
         to.store(at + offset, lanes(value, width, first + offset, part), part)
+
+
+def gather(e: Emitter, vectors: Sequence[Expr], places: Sequence[int]) -> Expr:
+    """The chosen lanes of the concatenation of equal vectors, by shuffles of two: what processors have."""
+    each = lanes_of(vectors[0])
+    used = sorted({place // each for place in places})
+    if len(used) <= 2:
+        order = {index: i * each for i, index in enumerate(used)}
+        if len(used) == 1 and list(places) == [used[0] * each + lane for lane in range(each)]:
+            return vectors[used[0]]
+        chosen = [vectors[index] for index in used]
+        chosen += chosen[:1] * (-(-len(places) // each) - len(chosen))
+        return shuffle(chosen, [order[place // each] + place % each for place in places])
+    half = used[len(used) // 2]
+    low = e.name(gather(e, vectors, [place if place // each < half else used[0] * each for place in places]))
+    high = e.name(gather(e, vectors, [place if place // each >= half else half * each for place in places]))
+    width = len(places)
+    return shuffle([low, high], [lane if place // each < half else width + lane for lane, place in enumerate(places)])
 
 
 def load_part(source: Array, at: Index, width: int, length: int) -> Expr:

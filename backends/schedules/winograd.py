@@ -1,28 +1,38 @@
-"""3x3 convolutions of stride 1 with 2.25 times fewer multiplications, by Winograd's F(2x2, 3x3).
+"""3x3 convolutions of stride 1 with fewer multiplications: Winograd's F(2x2, 3x3) and F(4x4, 3x3).
 
-Tiles of 4x4 pixels become 16 points, each point a matrix product over channels; the coefficients are 0, 1 and 1/2, so
-results are as accurate as the direct sum. Packed weights are 16/9 as large. Lavin and Gray, arXiv:1509.09308.
+Tiles of (m + 2)² pixels become as many points, each point a matrix product over channels, and m² outputs come back:
+2.25 times fewer multiplications than the direct sum for m = 2, 4 times for m = 4, with weights 16/9 and 4 times as
+large. Relative errors are about 3e-7 and 1e-6 (see `toom_cook`).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from tvm import tirx
 
-from backends.schedules.emit import Array, Emitter, Expr, Index, shuffle
+from backends.schedules import rows as row_copies
+from backends.schedules.emit import Emitter, Expr, Index
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel, symbol_for
-from backends.schedules.microkernel import Operands, plan
+from backends.schedules.microkernel import LONG, Operands, plan
 from backends.schedules.product import GRAINS, Product, array_or_none
-from backends.schedules.rows import load_part, store_part
+from backends.schedules.rows import cover, gather, power_of_two_above, power_of_two_below
 from backends.schedules.specs import ConvSpec
-from backends.schedules.windows import Windows
+from backends.schedules.toom_cook import SIZES, ToomCook, multiply
 from backends.target import Target
 
-_POINTS = 16
-_KERNEL_TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+__all__ = ["SIZES", "Tiling", "applies", "winograd"]
+
+#: Cycles of the products over what their register tiles are estimated to take, of a byte that leaves the second-level
+#: cache and comes back, of a vector of one point on its way in or out, and of staging a row of one channel.
+_PRODUCT, _FAR, _TRANSFORMED, _STAGED = 0.85, 0.16, 4.9, 55.0
+#: Cycles per byte of weights at least: what comes from memory and is used once.
+_WEIGHTS = 0.2
+#: Points of a block may take so many second-level caches.
+_MOST_POINTS = 2.5
 
 
 def applies(spec: ConvSpec) -> bool:
@@ -31,184 +41,309 @@ def applies(spec: ConvSpec) -> bool:
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """Tiles of 2x2 outputs: `down` rows of `across` tiles, of which `rows` rows are in flight at once."""
+class Piece:
+    """A vector of tiles: `count` neighbours from tile `first` on, in each of so many rows of tiles; `width` lanes."""
 
-    down: int
-    across: int
+    first: int
+    count: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of m x m outputs: `down` rows of `across` tiles, of which `rows` rows are in flight at once."""
+
+    spec: ConvSpec
+    target: Target
+    m: int
     rows: int
-    windows: Windows
 
     @classmethod
-    def of(cls, spec: ConvSpec, target: Target) -> _Shape:
-        down, across = -(-spec.out_height // 2), -(-spec.out_width // 2)
-        channels, best, least = spec.in_channels + spec.out_channels, 1, math.inf
-        for rows in sorted({-(-down // blocks) for blocks in range(1, down + 1)}):
-            blocks = -(-down // rows)
-            cost = blocks * plan(rows * across, spec.out_channels, target).cost * spec.in_channels
-            size = rows * across * channels * 4
-            # Beyond the second-level cache each point goes out and comes back at about 16 bytes a cycle.
-            cost += blocks * size * (4 / 16) * max(0.0, 1 - target.l2_bytes / (_POINTS * size)) + blocks * 2000
-            if cost < least:
-                best, least = rows, cost
-        windows = Windows(
-            height=spec.height,
-            width=spec.width,
-            out_height=down,
-            out_width=across,
-            kernel=(4, 4),
-            strides=(2, 2),
-            top=spec.pads[0],
-            left=spec.pads[1],
-            dilations=(1, 1),
-            target=target,
-            block_rows=best,
-        )
-        return cls(down, across, best, windows)
+    def of(cls, spec: ConvSpec, target: Target, m: int) -> Tiling:
+        """The number of rows with the least estimated cycles."""
+        down = -(-spec.out_height // m)
+        heights = sorted({-(-down // blocks) for blocks in range(1, down + 1)})
+        tilings = [cls(spec, target, m, rows) for rows in heights]
+        most = _MOST_POINTS * target.l2_bytes
+        fitting = [t for t in tilings if t.points_bytes <= most] or tilings[:1]
+        return min(fitting, key=lambda tiling: tiling.cycles)
+
+    @property
+    def down(self) -> int:
+        """Rows of tiles."""
+        return -(-self.spec.out_height // self.m)
+
+    @property
+    def across(self) -> int:
+        """Tiles in a row."""
+        return -(-self.spec.out_width // self.m)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of `rows` rows; the last one overlaps its neighbour rather than being shorter."""
+        return -(-self.down // self.rows)
 
     @property
     def tiles(self) -> int:
+        """Tiles in flight."""
         return self.rows * self.across
+
+    @property
+    def size(self) -> int:
+        """Points of a tile along one axis."""
+        return self.m + 2
+
+    @property
+    def points(self) -> int:
+        """Points of a tile."""
+        return self.size**2
+
+    @property
+    def together(self) -> int:
+        """Rows of tiles in one vector: more than one where rows are short."""
+        lanes = self.target.lanes()
+        return min(self.rows, power_of_two_below(lanes // self.across)) if self.across < lanes else 1
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The vectors over `together` rows of tiles."""
+        lanes = self.target.lanes()
+        if self.across <= lanes:
+            return [Piece(0, self.across, power_of_two_above(self.together * self.across))]
+        return [Piece(offset, width, width) for offset, width in cover(self.across, lanes)]
 
     @property
     def pitch(self) -> int:
         """Elements per channel and point: the tiles, and what vectors write beyond the last."""
-        covered = max(offset + width for offset, width, _ in self.windows.pieces)
-        return (self.rows - 1) * self.across + max(self.across, covered)
+        return (self.rows - self.together) * self.across + max(p.first + p.width for p in self.pieces)
 
-    def points(self, channels: int) -> int:
-        """Elements of one point of all channels."""
-        return -(-channels * self.pitch // 16) * 16
+    def elements(self, channels: int) -> int:
+        """Elements of one point of all channels: an odd number of cache lines, so that points do not share sets."""
+        return (-(-channels * self.pitch // 16) | 1) * 16
+
+    @property
+    def points_bytes(self) -> int:
+        """Bytes of all points of a block, before and after the products."""
+        return 4 * self.points * (self.elements(self.spec.in_channels) + self.elements(self.spec.out_channels))
+
+    @property
+    def line(self) -> int:
+        """Elements of a staged row of pixels: zeros around it, and what vectors read beyond it."""
+        lanes = self.target.lanes()
+        return -(-(self.across * self.m + 2 + 2 * lanes) // 16) * 16
+
+    @property
+    def staged_rows(self) -> int:
+        """Rows of pixels that a block reads."""
+        return self.rows * self.m + 2
+
+    @property
+    def scratch(self) -> int:
+        """Elements of scratch for staging one channel."""
+        return self.staged_rows * self.line
+
+    @property
+    def cycles(self) -> float:
+        """Estimated cycles of the convolution on one core."""
+        spec, lanes = self.spec, self.target.lanes()
+        product = self.points * plan(self.tiles, spec.out_channels, self.target).cost * spec.in_channels
+        far = max(0, self.points_bytes - self.target.l2_bytes)
+        vectors = -(-self.rows // self.together) * sum(max(0.5, p.width / lanes) for p in self.pieces)
+        transformed = vectors * self.points * (spec.in_channels + spec.out_channels)
+        staged = self.rows * self.m * spec.in_channels
+        block = _PRODUCT * product + _FAR * far + _TRANSFORMED * transformed + _STAGED * staged
+        return max(spec.batch * self.blocks * block, _WEIGHTS * 4 * self.points * spec.in_channels * spec.out_channels)
 
 
-def winograd(spec: ConvSpec, target: Target, parallel: bool = False) -> Kernel:
-    """As conv2d, for a spec to which the method `applies`."""
-    symbol = symbol_for("winograd", spec, target, parallel)
-    shape = _Shape.of(spec, target)
-    windows, epilogue = shape.windows, spec.epilogue
-    product = Product(spec.out_channels, spec.in_channels, shape.tiles, target, Epilogue())
-    inputs, outputs = shape.points(spec.in_channels), shape.points(spec.out_channels)
-    share = -(-spec.in_channels // min(spec.in_channels, 2 * GRAINS)) if parallel else spec.in_channels
-    slots = -(-spec.in_channels // share)
-    workspace = _POINTS * (inputs + outputs) + slots * windows.scratch
-    plane, out_plane = spec.height * spec.width, spec.out_height * spec.out_width
+def winograd(spec: ConvSpec, target: Target, parallel: bool = False, m: int = 2) -> Kernel:
+    """As conv2d, for a spec to which the method `applies`, by tiles of m x m outputs, m in `SIZES`."""
+    return _Builder(spec, target, parallel, m).build()
 
-    e = Emitter(symbol, parallel)
-    x = e.param("x", spec.batch * spec.in_channels * plane)
-    w = e.param("w", _POINTS * product.packed_weights)
-    bias = array_or_none(e, epilogue.bias, "bias", spec.out_channels)
-    residual = array_or_none(e, epilogue.residual, "residual", spec.batch * spec.out_channels * out_plane)
-    y = e.param("y", spec.batch * spec.out_channels * out_plane)
-    scratch = e.param("workspace", workspace)
-    sums_at, stage_at = _POINTS * inputs, _POINTS * (inputs + outputs)
 
-    def point_operands(point: Expr) -> Operands:
-        return Operands(
-            x=scratch,
-            x_at=e.let(point * inputs),
-            x_step=shape.pitch,
-            w=w,
-            w_at=e.let(point * product.packed_weights),
-            y=scratch,
-            y_at=e.let(point * outputs + sums_at),
-            y_channel=shape.pitch,
-        )
+class _Builder:
+    def __init__(self, spec: ConvSpec, target: Target, parallel: bool, m: int) -> None:
+        self.spec, self.target, self.parallel, self.m = spec, target, parallel, m
+        self.tiling, self.transforms = Tiling.of(spec, target, m), ToomCook.of(m)
+        outputs, inputs, tiles = spec.out_channels, spec.in_channels, self.tiling.tiles
+        self.product = Product(outputs, inputs, tiles, target, Epilogue(), self.tiling.points)
+        self.inputs = self.tiling.elements(spec.in_channels)
+        self.outputs = self.tiling.elements(spec.out_channels)
+        share = -(-spec.in_channels // min(spec.in_channels, 2 * GRAINS)) if parallel else spec.in_channels
+        self.share, self.slots = share, -(-spec.in_channels // share)
 
-    with e.loop(slots, parallel=True) as slot:
-        windows.stage_edges(e, scratch, e.let(slot * windows.scratch + stage_at), 0.0)
-    with e.loop(spec.batch) as image, e.loop(-(-shape.down // shape.rows)) as block:
-        first = windows.first_row(e, block)
-        with e.loop(slots, parallel=True) as slot:
-            at = e.let(slot * windows.scratch + stage_at)
-            with e.loop(share) as j:
-                channel = e.let(slot * share + j)
-                with e.when(True if spec.in_channels % share == 0 else channel < spec.in_channels):
-                    source = e.let((image * spec.in_channels + channel) * plane)
-                    windows.stage(e, x, source, first, scratch, at, 0.0)
-                    _to_points(e, shape, scratch, at, e.let(channel * shape.pitch), inputs)
-        product.emit_blocks(e, _POINTS, point_operands)
-        with e.loop(spec.out_channels, parallel=True) as channel:
-            to = e.let((image * spec.out_channels + channel) * out_plane)
+    def build(self) -> Kernel:
+        spec, epilogue, tiling, product = self.spec, self.spec.epilogue, self.tiling, self.product
+        symbol = symbol_for(f"winograd{self.m}", spec, self.target, self.parallel)
+        self.sums_at = tiling.points * self.inputs
+        self.stage_at = self.sums_at + tiling.points * self.outputs
+        workspace = self.stage_at + self.slots * tiling.scratch
+        self.out_plane = spec.out_height * spec.out_width
 
-            def finish(value: Expr, place: Index, lanes: int, stored: int, channel: Expr = channel) -> Expr:
-                if bias is not None:
-                    value = value + bias.splat(channel, lanes)
-                if residual is not None:
-                    value = value + load_part(residual, place, lanes, stored)
-                return epilogue.apply(value)
+        e = Emitter(symbol, self.parallel)
+        self.x = e.param("x", spec.batch * spec.in_channels * spec.height * spec.width)
+        self.w = e.param("w", tiling.points * product.packed_weights)
+        self.bias = array_or_none(e, epilogue.bias, "bias", spec.out_channels)
+        size = spec.batch * spec.out_channels * self.out_plane
+        self.residual = array_or_none(e, epilogue.residual, "residual", size)
+        self.y = e.param("y", size)
+        self.scratch = e.param("workspace", workspace)
 
-            source = e.let(channel * shape.pitch + sums_at)
-            with e.loop(shape.rows) as row:
-                start = e.let(source + row * shape.across)
-                _from_points(e, spec, shape, scratch, start, outputs, e.let(first + row), y, to, finish)
+        with e.loop(self.slots, parallel=True) as slot:
+            lanes = self.target.lanes()
+            row_copies.fill(e, self.scratch, self._stage(e, slot), tiling.scratch, lanes, 0.0)
+        with e.loop(spec.batch) as image, e.loop(tiling.blocks) as block:
+            first = e.let(tirx.min(block * tiling.rows, tiling.down - tiling.rows)) if tiling.blocks > 1 else 0
+            with e.loop(self.slots, parallel=True) as slot:
+                at = self._stage(e, slot)
+                with e.loop(self.share) as j:
+                    channel = e.let(slot * self.share + j)
+                    with e.when(True if spec.in_channels % self.share == 0 else channel < spec.in_channels):
+                        self._stage_rows(e, e.let(image * spec.in_channels + channel), first, at)
+                        self._to_points(e, at, e.let(channel * tiling.pitch))
+            product.emit_blocks(e, tiling.points, lambda point: self._operands(e, point))
+            with e.loop(spec.out_channels, parallel=True) as channel:
+                self._from_points(e, image, channel, first)
+        return Kernel(symbol, e.finish(), e.roles, workspace * 4, self.pack, spec.macs)
 
-    def pack(weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        g = _KERNEL_TRANSFORM
-        points = np.einsum("ua,ocab,vb->uvoc", g, np.asarray(weights, np.float64), g)
-        points = points.reshape(_POINTS, spec.out_channels, spec.in_channels).astype(np.float32)
-        packed = {"w": np.concatenate([product.pack_weights(point) for point in points])}
-        if epilogue.bias:
-            full = np.zeros(spec.out_channels, np.float32) if bias is None else bias
+    def pack(self, weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Weights [out, in, 3, 3] and bias [out] as the kernel reads them."""
+        points = self.transforms.pack(weights)
+        packed = {"w": np.concatenate([self.product.pack_weights(point) for point in points])}
+        if self.spec.epilogue.bias:
+            full = np.zeros(self.spec.out_channels, np.float32) if bias is None else bias
             packed["bias"] = np.ascontiguousarray(full, np.float32).reshape(-1)
         return packed
 
-    return Kernel(symbol, e.finish(), e.roles, workspace * 4, pack, spec.macs)
+    def _stage(self, e: Emitter, slot: Index) -> Index:
+        return e.let(slot * self.tiling.scratch + self.stage_at)
 
+    def _operands(self, e: Emitter, point: Expr) -> Operands:
+        return Operands(
+            x=self.scratch,
+            x_at=e.let(point * self.inputs),
+            x_step=self.tiling.pitch,
+            w=self.w,
+            w_at=e.let(point * self.product.packed_weights),
+            y=self.scratch,
+            y_at=e.let(point * self.outputs + self.sums_at),
+            y_channel=self.tiling.pitch,
+        )
 
-def _to_points(e: Emitter, shape: _Shape, scratch: Array, at: Expr, channel: Expr, point: int) -> None:
-    """The 16 points of every tile of one staged channel."""
-    windows = shape.windows
+    def _stage_rows(self, e: Emitter, plane: Expr, first: Index, at: Index) -> None:
+        """Copy the rows of pixels that a block reads; columns beyond the image stay zero."""
+        spec, tiling, lanes = self.spec, self.tiling, self.target.lanes()
+        top, left = spec.pads[:2]
+        leaves = top > 0 or (tiling.down * self.m + 2 - top) > spec.height
+        with e.loop(tiling.staged_rows) as r:
+            row, to = e.let(first * self.m + r - top), e.let(at + r * tiling.line)
+            source = e.let((plane * spec.height + row) * spec.width)
+            length = min(spec.width, tiling.line - left)
 
-    def both(d0: Expr, d1: Expr, d2: Expr, d3: Expr) -> list[Expr]:
-        return [e.name(d0 - d2), e.name(d1 + d2), e.name(d2 - d1), e.name(d1 - d3)]
+            def inside(source: Index = source, to: Index = to, length: int = length) -> None:
+                row_copies.copy(e, self.scratch, to + left, self.x, source, 1, length, lanes)
 
-    with e.loop(shape.rows) as row:
-        line = e.let(at + row * (2 * windows.line))
-        to = e.let(channel + row * shape.across)
-        for offset, width, _ in windows.pieces:
-            columns = []
-            for j in range(4):
-                place = line + (j % 2 * windows.pitch + j // 2 + offset)
-                columns.append(
-                    both(*[e.name(scratch.load(place + i * windows.line, width)) for i in range(4)]),
-                )
-            for i in range(4):
-                for j, value in enumerate(both(*[columns[k][i] for k in range(4)])):
-                    scratch.store(to + ((i * 4 + j) * point + offset), value, width)
+            def outside(to: Index = to) -> None:
+                row_copies.fill(e, self.scratch, to, tiling.line, lanes, 0.0)
 
+            e.choose(tirx.all(row >= 0, row < spec.height) if leaves else True, inside, outside)
 
-def _from_points(
-    e: Emitter,
-    spec: ConvSpec,
-    shape: _Shape,
-    scratch: Array,
-    start: Expr,
-    point: int,
-    tile_row: Expr,
-    y: Array,
-    to: Expr,
-    finish: object,
-) -> None:
-    """Two rows of outputs from the 16 sums of one row of tiles."""
-    assert callable(finish)
-    for offset, width, _ in shape.windows.pieces:
-        rows: list[list[Expr]] = [[], []]
-        for j in range(4):
-            m = [e.name(scratch.load(start + ((i * 4 + j) * point + offset), width)) for i in range(4)]
-            middle = e.name(m[1] - m[2])
-            rows[0].append(e.name(m[0] + m[1] + m[2]))
-            rows[1].append(e.name(middle - m[3]))
-        for r in range(2):
-            s = rows[r]
-            even, odd = e.name(s[0] + s[1] + s[2]), e.name(s[1] - s[2] - s[3])
-            row = e.let(tile_row * 2 + r)
-            with e.when(True if spec.out_height % 2 == 0 or r == 0 else row < spec.out_height):
-                base = e.let(to + row * spec.out_width)
-                for half in range(2):
-                    column = 2 * offset + half * width
-                    stored = min(width, spec.out_width - column)
-                    if stored > 0:
-                        lanes = [half * (width // 2) + i // 2 + i % 2 * width for i in range(width)]
-                        value = shuffle([even, odd], lanes) if width > 1 else (even, odd)[half]
-                        place = base + column
-                        store_part(y, place, e.name(finish(value, place, width, stored)), width, stored)
+    @staticmethod
+    def _groups(e: Emitter, tiling: Tiling) -> Iterator[Index]:
+        """The first row of tiles of each vector; the last ones overlap."""
+        groups = -(-tiling.rows // tiling.together)
+        with e.loop(groups) as group:
+            first = e.let(group * tiling.together)
+            exact = tiling.rows % tiling.together == 0
+            yield first if exact else e.let(tirx.min(first, tiling.rows - tiling.together))
+
+    def _to_points(self, e: Emitter, at: Index, channel: Index) -> None:
+        """All points of every tile of one staged channel."""
+        tiling, m, size = self.tiling, self.m, self.tiling.size
+        for first in self._groups(e, tiling):
+            base, to = e.let(at + first * (m * tiling.line)), e.let(channel + first * tiling.across)
+            for piece in tiling.pieces:
+                across = [self._pixels(e, base + i * tiling.line, piece) for i in range(size)]
+                across = [multiply(e, self.transforms.to_points, row) for row in across]
+                for j in range(size):
+                    column = multiply(e, self.transforms.to_points, [across[i][j] for i in range(size)])
+                    for i, value in enumerate(column):
+                        place = to + ((i * size + j) * self.inputs + piece.first)
+                        self.scratch.store(place, value, piece.width)
+
+    def _pixels(self, e: Emitter, base: Index, piece: Piece) -> list[Expr]:
+        """Pixel j of each tile of a vector, for every j; `base` is where the first row of tiles begins."""
+        tiling, m = self.tiling, self.m
+        lanes = min(self.target.lanes(), power_of_two_above(max(piece.count * m, piece.width)))
+        columns = []
+        for start in range(0, tiling.size, m):
+            phases = range(min(m, tiling.size - start))
+            reach = (piece.count - 1) * m + len(phases)
+            vectors = [
+                e.name(self.scratch.load(base + (r * m * tiling.line + piece.first * m + start + offset), lanes))
+                for r in range(tiling.together)
+                for offset in range(0, reach, lanes)
+            ]
+            per_row = len(vectors) // tiling.together
+            for phase in phases:
+                places = [
+                    r * per_row * lanes + c * m + phase for r in range(tiling.together) for c in range(piece.count)
+                ]
+                places += places[-1:] * (piece.width - len(places))
+                columns.append(e.name(gather(e, vectors, places)))
+        return columns
+
+    def _from_points(self, e: Emitter, image: Expr, channel: Expr, first_tile: Index) -> None:
+        """The outputs of one channel, from the sums at all points."""
+        spec, tiling, m, size = self.spec, self.tiling, self.m, self.tiling.size
+        plane = e.let((image * spec.out_channels + channel) * self.out_plane)
+        source = e.let(channel * tiling.pitch + self.sums_at)
+        for first in self._groups(e, tiling):
+            start, row = e.let(source + first * tiling.across), e.let((first + first_tile) * m)
+            for piece in tiling.pieces:
+                down: list[list[Expr]] = []
+                for j in range(size):
+                    places = [start + ((i * size + j) * self.outputs + piece.first) for i in range(size)]
+                    sums = [e.name(self.scratch.load(place, piece.width)) for place in places]
+                    down.append(multiply(e, self.transforms.from_points, sums))
+                outputs = [multiply(e, self.transforms.from_points, [d[i] for d in down]) for i in range(m)]
+                self._store(e, piece, outputs, row, plane, channel)
+
+    def _store(
+        self, e: Emitter, piece: Piece, outputs: list[list[Expr]], row: Index, plane: Index, channel: Expr
+    ) -> None:
+        """Outputs [row of a tile][column of a tile] of a vector of tiles, to `row` and the rows after it."""
+        spec, tiling, m = self.spec, self.tiling, self.m
+        column = piece.first * m
+        length = min(piece.count * m, spec.out_width - column)
+        ragged = spec.out_height % m != 0
+        vectors = cover(length, self.target.lanes()) if length > 0 else []
+        spill = e.stack(tiling.together * m * length) if spec.epilogue.activation in LONG and length > 0 else None
+        for r in range(tiling.together):
+            for i in range(m):
+                here = e.let(row + (r * m + i))
+                with e.when(here < spec.out_height if ragged and spill is None else True):
+                    base = e.let(plane + here * spec.out_width + column)
+                    for offset, width in vectors:
+                        places = [
+                            (p % m) * piece.width + r * piece.count + p // m for p in range(offset, offset + width)
+                        ]
+                        value = e.name(gather(e, outputs[i], places))
+                        if spill is not None:
+                            spill.store((r * m + i) * length + offset, value, width)
+                        else:
+                            self._finish(e, base + offset, value, width, channel)
+        if spill is None:
+            return
+        with e.loop(tiling.together * m) as r:
+            here = e.let(row + r)
+            with e.when(here < spec.out_height if ragged else True):
+                base = e.let(plane + here * spec.out_width + column)
+                for offset, width in vectors:
+                    self._finish(e, base + offset, spill.load(r * length + offset, width), width, channel)
+
+    def _finish(self, e: Emitter, place: Index, value: Expr, width: int, channel: Expr) -> None:
+        if self.bias is not None:
+            value = value + self.bias.splat(channel, width)
+        if self.residual is not None:
+            value = value + self.residual.load(place, width)
+        self.y.store(place, e.name(self.spec.epilogue.apply(value)), width)
