@@ -21,11 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from backends.aot import ABI_VERSION, RUNTIME, cache_folder, compile_kernels, entry_source, has_zig
+from backends.lowering import lower
 from backends.lowering.program import Program
-from backends.memory import MemoryPlan
+from backends.memory import MemoryPlan, plan
 from backends.packaging import Package, register_packager
+from backends.selection import Selector
 from backends.target import Target
+from backends.webpage import Page, Side, page_files
 from compiler.errors import SecateurError
+from compiler.ir.graph import Graph
 from compiler.version import __version__
 
 WEB = RUNTIME / "web"
@@ -55,14 +59,15 @@ _ARRAYS = {
 
 @dataclass(frozen=True)
 class WebPackage:
-    """The packager of WebAssembly: code, weights, loader, types, description.
+    """The packager of WebAssembly: an npm package of code, weights, loader, types and description.
 
     embed_weights: put the weights into each .wasm file instead of weights.bin. name: of the npm package; made from the
-    model's if it is not given. page: a page that runs the model beside them.
+    model's if it is not given. page: a page that runs the model, to be put beside it.
     """
 
     embed_weights: bool = False
     name: str | None = None
+    page: Page | None = None
 
     parallel = False
 
@@ -75,6 +80,19 @@ class WebPackage:
 
     def package(self, program: Program, memory: MemoryPlan, target: Target) -> Package:
         """An npm package. Raises SecateurError E_TOO_LARGE for a model that 32-bit addresses cannot reach."""
+        files, size = self._files(program, memory, target)
+        if self.page is not None:
+            name, title = ("smaller", "Smaller") if self.page.dense is not None else ("model", "Model")
+            sides = [_side(name, title, "../", program, memory, size)]
+            if self.page.dense is not None:
+                side, beside = self._dense(self.page.dense, target)
+                sides.append(side)
+                files |= {f"dense/{file}": data for file, data in beside.items()}
+            files |= page_files(self.page, program, sides)
+        return Package(files, {"libraries": [], "code_bytes": size, "variants": ["relaxed", "simd"]})
+
+    def _files(self, program: Program, memory: MemoryPlan, target: Target) -> tuple[dict[str, bytes], int]:
+        """The package's files, and the bytes of the larger code without weights."""
         _require_reachable(program, memory)
         weights = memory.weights()
         code = {file: module(program, memory, variant) for file, variant in variants(target).items()}
@@ -92,7 +110,19 @@ class WebPackage:
             "package.json": (_json(npm_manifest(name, self.embed_weights)) + "\n").encode(),
             "README.md": readme(name, program, self.embed_weights).encode(),
         }
-        return Package(files, {"libraries": [], "code_bytes": size, "variants": ["relaxed", "simd"]})
+        return files, size
+
+    def _dense(self, graph: Graph, target: Target) -> tuple[Side, dict[str, bytes]]:
+        """The package of the model as it was."""
+        program = lower(graph, target, parallel=self.parallel, selector=Selector(target))
+        memory = plan(program)
+        files, size = self._files(program, memory, target)
+        return _side("dense", "Dense", "../dense/", program, memory, size), files
+
+
+def _side(name: str, title: str, base: str, program: Program, memory: MemoryPlan, code: int) -> Side:
+    macs = sum(step.macs for step in program.steps)
+    return Side(name, title, base, macs, memory.weights_bytes, code)
 
 
 register_packager("web", WebPackage)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,7 @@ def compile_outcome(
     options: dict[str, Any] = {} if args is None else {"args": args}
     graph = load(source, shapes=shapes, **options)
     transformed = pipeline.run(graph, context)
+    packager = _with_dense(packager, graph, pipeline)
     with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as folder:
         draft = build(
             transformed,
@@ -146,6 +147,16 @@ def compile_outcome(
             checks += [verify_artifact(draft.path, transformed, variant=variant) for variant in _variants(draft)]
         _publish(draft.path, final)
     return Outcome(transformed, final, context, checks, Artifact(final, draft.manifest))
+
+
+def _with_dense(packager: Packager | None, graph: Graph, pipeline: Pipeline) -> Packager | None:
+    """Let a page show the model as it was too, where passes change what it computes."""
+    from backends.wasm import WebPackage
+
+    if not isinstance(packager, WebPackage) or packager.page is None or pipeline.exact:
+        return packager
+    dense = Pipeline("simplify").run(graph, Context())
+    return replace(packager, page=replace(packager.page, dense=dense))
 
 
 def transform(

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from compiler.cli import building, checking, demonstration, looking, machine
+from compiler.cli import building, checking, demonstration, looking, machine, web
 from compiler.ir import SecateurError
 from compiler.version import __version__
 
@@ -29,6 +29,7 @@ app.command("verify")(checking.verify_command)
 app.command("run")(checking.run_command)
 app.command("bench")(checking.bench_command)
 app.command("demo")(demonstration.demo_command)
+app.command("serve")(web.serve_command)
 app.command("doctor")(machine.doctor_command)
 
 

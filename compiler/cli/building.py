@@ -30,6 +30,7 @@ from compiler.cli.shared import (
     layers,
     table,
 )
+from compiler.cli.web import ClassNames, Demo, EmbedWeights, Normalize, PageSamples, packager
 from compiler.driver import compile_outcome, transform
 from compiler.ir import SecateurError, graph_cost
 from compiler.report import CHANGES, change_rows, count, size
@@ -52,6 +53,11 @@ def compile_command(
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Leave model.onnx out: a sparse artifact is then a fifth of the file.")
     ] = False,
+    embed_weights: EmbedWeights = False,
+    demo: Demo = False,
+    class_names: ClassNames = None,
+    samples: PageSamples = None,
+    normalize: Normalize = None,
     force: Force = False,
     no_verify: NoVerify = False,
     print_after: PrintAfter = None,
@@ -73,6 +79,7 @@ def compile_command(
             context=context,
             tune=tune,
             keep_model=not no_model,
+            packager=packager(target, embed_weights, demo, class_names, samples, normalize),
         )
     artifact = outcome.artifact
     assert artifact is not None
@@ -86,9 +93,11 @@ def compile_command(
         ["artifact", size(artifact.nbytes)],
         ["activation memory", size(artifact.arena_bytes)],
     ]
+    if "code_bytes" in artifact.manifest:
+        rows.append(["code without weights", size(artifact.manifest["code_bytes"])])
     screen.print(table(f"{outcome.path}", "", "", rows=rows))
     show_checks(screen, outcome, timings)
-    screen.print(f"next: secateur bench {output} --against onnxruntime")
+    screen.print(f"next: secateur serve {output}" if demo else f"next: secateur bench {output} --against onnxruntime")
     screen.finish(result(outcome) | {"artifact_bytes": artifact.nbytes, "arena_bytes": artifact.arena_bytes})
 
 
