@@ -27,7 +27,7 @@ from backends.memory import MemoryPlan, plan
 from backends.packaging import Package, register_packager
 from backends.selection import Selector
 from backends.target import Target
-from backends.webpage import Page, Side, page_files
+from backends.webpage import Page, Side, pack_samples, page_files
 from compiler.errors import SecateurError
 from compiler.ir.graph import Graph
 from compiler.version import __version__
@@ -80,6 +80,8 @@ class WebPackage:
 
     def package(self, program: Program, memory: MemoryPlan, target: Target) -> Package:
         """An npm package. Raises SecateurError E_TOO_LARGE for a model that 32-bit addresses cannot reach."""
+        if self.page is not None and self.page.samples:
+            pack_samples(self.page, program.inputs)  # before the time is spent
         files, size = self._files(program, memory, target)
         if self.page is not None:
             name, title = ("smaller", "Smaller") if self.page.dense is not None else ("model", "Model")

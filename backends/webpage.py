@@ -53,10 +53,7 @@ class Side:
 
 
 def page_files(page: Page, program: Program, sides: list[Side]) -> dict[str, bytes]:
-    """index.html and what lies beside it in `page/`.
-
-    Raises SecateurError E_SAMPLES for samples of other names, types or shapes than the inputs.
-    """
+    """index.html and what lies beside it in `page/`."""
     title = html.escape(program.name or "model")
     config = {
         "models": [vars(side) for side in sides],
@@ -71,7 +68,7 @@ def page_files(page: Page, program: Program, sides: list[Side]) -> dict[str, byt
     }
     files = {f"page/{name}": (PAGE / name).read_bytes() for name in _SCRIPTS}
     if page.samples:
-        data, config["samples"] = _samples(page, program.inputs)
+        data, config["samples"] = pack_samples(page, program.inputs)
         files["page/samples.bin"] = data
     script = f"/* Written by Secateur. */\nexport const config = {json.dumps(config, indent=1)};\n"
     text = (PAGE / "index.html").read_text().replace("{title}", title)
@@ -109,8 +106,11 @@ def _tensor(buffer: Buffer) -> dict[str, Any]:
     return {"name": buffer.name, "dtype": str(buffer.dtype), "shape": list(buffer.shape)}
 
 
-def _samples(page: Page, inputs: list[Buffer]) -> tuple[bytes, dict[str, Any]]:
-    """The samples' bytes, and where each input's lie."""
+def pack_samples(page: Page, inputs: list[Buffer]) -> tuple[bytes, dict[str, Any]]:
+    """The samples' bytes, and where each input's lie.
+
+    Raises SecateurError E_SAMPLES for samples of other names, types or shapes than the inputs.
+    """
     count = min(_MOST_SAMPLES, min((len(a) for a in page.samples.values()), default=0))
     blob, places = b"", {}
     for buffer in inputs:

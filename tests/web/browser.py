@@ -50,7 +50,9 @@ class Browser:
         """Until a condition in JavaScript holds."""
         end = time.monotonic() + seconds
         while not self.run(f"return Boolean({condition});"):
-            assert time.monotonic() < end, f"{condition} did not come true: {self.run('return document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"{condition} did not come true: {self.run('return document.body.innerText')}"
+            )
             time.sleep(0.1)
 
     def screenshot(self) -> bytes:
