@@ -1,10 +1,12 @@
 """Depthwise convolution (one input channel per group, any channel multiplier), one plane at a time.
 
-The work is bound by loads, not by arithmetic: rows of outputs are computed together, so that each staged vector of
-pixels is loaded once for all the windows that contain it.
+Rows of outputs are computed together, so that each vector of pixels is loaded once for all the windows that contain
+it. Planes are read where they lie; those of larger strides, wide dilations or less than a vector are staged.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from tvm import tirx
@@ -14,31 +16,25 @@ from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.product import GRAINS, array_or_none, divide
 from backends.schedules.rows import load_part
 from backends.schedules.specs import ConvSpec
-from backends.schedules.windows import Windows
+from backends.schedules.windows import Combine, Finish, Windows
+from backends.schedules.windows_in_place import WindowsInPlace
 from backends.target import Target
 
 
 def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
     """y = epilogue(conv(x, w)) with groups == in_channels; parameters as conv2d's."""
-    windows = Windows(
-        height=spec.height,
-        width=spec.width,
-        out_height=spec.out_height,
-        out_width=spec.out_width,
-        kernel=spec.kernel,
-        strides=spec.strides,
-        top=spec.pads[0],
-        left=spec.pads[1],
-        dilations=spec.dilations,
-        target=target,
-    )
     symbol = symbol_for("depthwise", spec, target, parallel)
     epilogue, taps = spec.epilogue, spec.kernel[0] * spec.kernel[1]
     planes, plane = spec.batch * spec.in_channels, spec.height * spec.width
     multiplier, out_plane = spec.out_channels // spec.in_channels, spec.out_height * spec.out_width
+    far = planes * plane * 4 > target.l2_bytes // 2
+    in_place = WindowsInPlace.of(spec, target, ahead=far)
+    # Rows that are halved are better copied in order, where memory is far.
+    staged = None if in_place.applies and not (far and spec.strides[1] > 1) else Windows.of(spec, target)
     slots = min(GRAINS * 2, planes) if parallel else 1
     share = -(-planes // slots)
     slots = -(-planes // share)
+    workspace = slots * staged.scratch if staged else 0
 
     e = Emitter(symbol, parallel)
     x = e.param("x", planes * plane)
@@ -46,9 +42,10 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
     bias = array_or_none(e, epilogue.bias, "bias", spec.out_channels)
     residual = array_or_none(e, epilogue.residual, "residual", planes * multiplier * out_plane)
     y = e.param("y", planes * multiplier * out_plane)
-    scratch = e.param("workspace", slots * windows.scratch)
+    scratch = array_or_none(e, workspace > 0, "workspace", workspace)
 
-    def one_output(channel: Expr, at: Index, first: Index, y_at: Index) -> None:
+    def output(channel: Index) -> tuple[Callable[[int], Expr], Combine, Finish]:
+        """How the windows of one output channel begin, add up and end."""
         w_at = e.let(channel * taps)
 
         def start(lanes: int) -> Expr:
@@ -62,20 +59,30 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
                 total = total + load_part(residual, to, lanes, stored)
             return epilogue.apply(total)
 
-        windows.compute(e, scratch, at, first, start, combine, finish, y, y_at)
+        return start, combine, finish
+
+    def each_output(item: Index) -> Iterator[tuple[Index, Index]]:
+        """Output channels of a plane, each with its place in y."""
+        _, channel = divide(e, item, spec.in_channels)
+        with e.loop(multiplier) as m:
+            yield e.let(channel * multiplier + m), e.let((item * multiplier + m) * out_plane)
 
     with e.loop(slots, parallel=True) as slot:
-        at = e.let(slot * windows.scratch)
-        windows.stage_edges(e, scratch, at, 0.0)
+        if staged and scratch:
+            at = e.let(slot * staged.scratch)
+            staged.stage_edges(e, scratch, at, 0.0)
         with e.loop(share if planes % share == 0 else e.let(tirx.min(share, planes - slot * share))) as j:
             item = e.let(slot * share + j)
-            _, channel = divide(e, item, spec.in_channels)
-            with e.loop(-(-spec.out_height // windows.block)) as b:
-                first = windows.first_row(e, b)
-                windows.stage(e, x, e.let(item * plane), first, scratch, at, 0.0)
-                with e.loop(multiplier) as m:
-                    output = e.let(channel * multiplier + m)
-                    one_output(output, at, first, e.let((item * multiplier + m) * out_plane))
+            source = e.let(item * plane)
+            if staged and scratch:
+                with e.loop(-(-spec.out_height // staged.block)) as b:
+                    first = staged.first_row(e, b)
+                    staged.stage(e, x, source, first, scratch, at, 0.0)
+                    for channel, y_at in each_output(item):
+                        staged.compute(e, scratch, at, first, *output(channel), y, y_at)
+            else:
+                for channel, y_at in each_output(item):
+                    in_place.compute(e, x, source, *output(channel), y, y_at)
 
     def pack(weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
         packed = {"w": np.ascontiguousarray(weights, np.float32).reshape(-1)}
@@ -84,4 +91,4 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
             packed["bias"] = np.ascontiguousarray(full, np.float32).reshape(-1)
         return packed
 
-    return Kernel(symbol, e.finish(), e.roles, slots * windows.scratch * 4, pack, spec.macs)
+    return Kernel(symbol, e.finish(), e.roles, workspace * 4, pack, spec.macs)

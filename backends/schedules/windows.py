@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from tvm import tirx
 
 from backends.schedules import rows
 from backends.schedules.emit import Array, Emitter, Expr, Index, Registers
+from backends.schedules.specs import ConvSpec
 from backends.target import Target
 
 #: combine(sum, pixels, tap, lanes) -> sum; finish(sum, index in y, lanes, lanes that exist) -> value to store.
@@ -22,8 +24,8 @@ Finish = Callable[[Expr, Index, int, int], Expr]
 
 
 @dataclass(frozen=True)
-class Windows:
-    """The geometry of windows on a plane of height x width; everything a schedule asks is derived."""
+class Geometry:
+    """Windows on a plane of height x width, `top` rows and `left` columns of padding before it."""
 
     height: int
     width: int
@@ -35,7 +37,23 @@ class Windows:
     left: int
     dilations: tuple[int, int]
     target: Target
-    block_rows: int = 0
+
+    @classmethod
+    def of(cls, spec: ConvSpec, target: Target, **options: bool) -> Self:
+        """The windows of a convolution."""
+        return cls(
+            height=spec.height,
+            width=spec.width,
+            out_height=spec.out_height,
+            out_width=spec.out_width,
+            kernel=spec.kernel,
+            strides=spec.strides,
+            top=spec.pads[0],
+            left=spec.pads[1],
+            dilations=spec.dilations,
+            target=target,
+            **options,
+        )
 
     @property
     def lanes(self) -> int:
@@ -48,6 +66,13 @@ class Windows:
         if self.out_width < self.lanes:
             return [(0, self.lanes, self.out_width)]
         return [(offset, width, width) for offset, width in rows.cover(self.out_width, self.lanes)]
+
+
+@dataclass(frozen=True)
+class Windows(Geometry):
+    """Windows over a staged block of the padded plane; everything a schedule asks is derived."""
+
+    block_rows: int = 0
 
     @property
     def phases(self) -> list[int]:
