@@ -35,7 +35,7 @@ BLOCKS = (1, 2, 4)
 _SPARSEST_PATTERNS = 0.15
 #: Tiles per block height that measurement may choose from.
 _TILES = 3
-_VECTORS = (2, 3, 4, 6, 8)
+VECTORS = (2, 3, 4, 6, 8)
 #: Cycles per byte of weights that are used only once.
 _BYTES_COST = 0.12
 
@@ -211,7 +211,7 @@ def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) 
     for stored in encodings(list(grouped)):
         tiles = [
             SparseConvSpec(spec, stored.block, vectors, 1, packed, stored.patterns)
-            for vectors in _VECTORS
+            for vectors in VECTORS
             for packed in (False, True)
         ]
         fitting = [t for t in tiles if (t.packs or not t.packed) and t.registers(target) <= target.vector_registers]
@@ -224,7 +224,7 @@ def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) 
 def sparse_matmul_candidates(spec: MatMulSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
     """The best tiles for each format."""
     for stored in encodings([outputs_first(spec, weights)]):
-        tiles = [SparseMatMulSpec(spec, stored.block, vectors, patterns=stored.patterns) for vectors in _VECTORS]
+        tiles = [SparseMatMulSpec(spec, stored.block, vectors, patterns=stored.patterns) for vectors in VECTORS]
         fitting = [t for t in tiles if t.registers(target) <= target.vector_registers]
         costs = sorted(((sparse_matmul_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0])
         for cycles, tile in costs[:_TILES]:
@@ -258,8 +258,10 @@ def _make(schedule: Callable[..., Kernel], spec: object, target: Target, paralle
 _NEAR, _ACROSS, _FAR, _FAR_ACROSS, _ALL_FAR = 0.95, 1.65, 2.2, 2.55, 2.5
 #: What is added when a tile fills the second-level cache one and a half times; half of it is free.
 _DISTANT = 2.0
-#: Cycles per entry, per channel of an entry's block, per block, per channel of it, and per stored piece of a vector.
-_ENTRY, _CHANNEL, _BLOCK, _ROW, _STORE = 1.1, 0.27, 9.0, 1.1, 3.0
+#: Cycles per entry, per channel of an entry's block, and per stored piece of a vector.
+_ENTRY, _CHANNEL, _STORE = 1.1, 0.27, 3.0
+#: Cycles per block, and per channel of it.
+BLOCK_CYCLES, ROW_CYCLES = 9.0, 1.1
 #: Cycles of starting and ending the loop over a pattern's columns.
 _LIST = 5.0
 #: Cycles of copying a vector into staged memory, and of turning an element round.
@@ -271,9 +273,9 @@ def sparse_conv_cycles(spec: SparseConvSpec, stored: Stored, target: Target) -> 
     conv, tiles, lanes, size = spec.conv, spec.tiles(target), target.lanes(), spec.block
     vectors = sum(_cost(v, lanes) for v in tiles.vectors)
     count = conv.batch * tiles.bands * tiles.tiles_per_band
-    work = _work_cycles(stored, vectors, spec.unroll, _load_cycles(tiles.footprint * 4, tiles.aligned, target))
+    work = work_cycles(stored, vectors, spec.unroll, load_cycles(tiles.footprint * 4, tiles.aligned, target))
     blocks = conv.groups * -(-(conv.out_channels // conv.groups) // size)
-    store = size * (sum(len(v.pieces) for v in tiles.vectors) * _STORE + _ROW) + _BLOCK
+    store = size * (sum(len(v.pieces) for v in tiles.vectors) * _STORE + ROW_CYCLES) + BLOCK_CYCLES
     staged = _COPY * conv.batch * conv.groups * tiles.bands * tiles.scratch / lanes
     return count * (work + blocks * store) + staged
 
@@ -286,13 +288,13 @@ def sparse_matmul_cycles(spec: SparseMatMulSpec, stored: Stored, target: Target)
     product, lanes, size = spec.matmul, target.lanes(), spec.block
     length, vectors, count = spec.tile(target)
     footprint = product.k * vectors * lanes * 4
-    work = _work_cycles(stored, vectors, spec.unroll, _load_cycles(footprint, True, target))
+    work = work_cycles(stored, vectors, spec.unroll, load_cycles(footprint, True, target))
     blocks = -(-product.n // size)
     turned = _TURN * length * (product.k + product.n)
-    return count * (work + blocks * (size * (vectors * _STORE + _ROW) + _BLOCK) + turned)
+    return count * (work + blocks * (size * (vectors * _STORE + ROW_CYCLES) + BLOCK_CYCLES) + turned)
 
 
-def _load_cycles(footprint: int, aligned: bool, target: Target) -> float:
+def load_cycles(footprint: int, aligned: bool, target: Target) -> float:
     """Cycles of loading a vector of a tile that reads `footprint` bytes."""
     far = min(1.0, max(0.0, (footprint / target.l1_bytes - 0.4) / (_ALL_FAR - 0.4)))
     near, beyond = (_NEAR, _FAR) if aligned else (_ACROSS, _FAR_ACROSS)
@@ -300,7 +302,7 @@ def _load_cycles(footprint: int, aligned: bool, target: Target) -> float:
     return near + far * (beyond - near) + distant * _DISTANT
 
 
-def _work_cycles(stored: Stored, vectors: float, unroll: int, load: float) -> float:
+def work_cycles(stored: Stored, vectors: float, unroll: int, load: float) -> float:
     """Cycles of all entries against one tile of `vectors` vectors."""
     size = stored.block
     if stored.patterns:

@@ -55,10 +55,14 @@ class Lowering:
     def run(self) -> None:
         """Lower every node by its rule."""
         for node in self._graph.nodes:
-            self._check_types(node)
-            self._node = node
-            rule_for(node)(node, self)
+            self.lower(node)
         self._node = None
+
+    def lower(self, node: Node) -> None:
+        """Lower one node by its rule."""
+        self._check_types(node)
+        self._node = node
+        rule_for(node)(node, self)
 
     def _check_types(self, node: Node) -> None:
         for value in (*node.inputs, *node.outputs):

@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import tirx
 
 from backends.lowering.context import Lowering
 from backends.lowering.elementwise import contiguous, flat_index, nest
 from backends.lowering.expressions import const
 from backends.lowering.layout import shape_of
-from backends.lowering.rules import lowering
+from backends.lowering.pairs import PAIR
+from backends.lowering.rules import INTERNAL, lowering
+from backends.pairs import choose_pair
 from backends.schedules.conv_transpose import conv_transpose2d
 from backends.schedules.emit import Array, Emitter, Expr
 from backends.schedules.epilogue import Epilogue
@@ -66,23 +69,61 @@ class DirectConvSpec:
 
 @lowering("Conv")
 def _conv(node: Node, lower: Lowering) -> None:
-    x, w, y = shape_of(node.input(0)), shape_of(node.input(1)), shape_of(node.outputs[0])
-    window = window_of(node, w[2:], x[2:], y[2:])
-    groups = node.attribute("group", 1)
-    epilogue = node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)
-    if len(w) <= 4 and _packable(node):
-        n, c, height, width = planar_shape(x)
-        spec = ConvSpec(n, c, height, width, w[0], *planar_window(window), groups, epilogue)
-        if (spec.out_height, spec.out_width) == planar_shape(y)[2:]:
-            weights = node.input(1)
-            assert weights is not None
-            choice = lower.selector.conv(spec, weights.numpy())
-            kernel = choice.chosen.make(lower.target, lower.parallel)
-            _scheduled(node, lower, kernel, choice.chosen.schedule, choice)
-            return
+    spec = _planar_spec(node)
+    if spec is not None:
+        weights = node.input(1)
+        assert weights is not None
+        choice = lower.selector.conv(spec, weights.numpy())
+        kernel = choice.chosen.make(lower.target, lower.parallel)
+        _scheduled(node, lower, kernel, choice.chosen.schedule, choice)
+        return
+    w, y = shape_of(node.input(1)), shape_of(node.outputs[0])
+    window = window_of(node, w[2:], shape_of(node.input(0))[2:], y[2:])
     reads = [lower.buffer(v) for v in node.inputs if v is not None]
-    direct = DirectConvSpec(x, w, y, window, groups, epilogue)
+    direct = DirectConvSpec(shape_of(node.input(0)), w, y, window, node.attribute("group", 1), _epilogue(node))
     lower.call(_direct, direct, reads, [lower.result(node.outputs[0])], macs=math.prod(y) * math.prod(w[1:]))
+
+
+def _epilogue(node: Node) -> Epilogue:
+    return node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)
+
+
+def _planar_spec(node: Node) -> ConvSpec | None:
+    """The convolution as schedules see it; None for more axes than two, or weights that are not known."""
+    x, w, y = shape_of(node.input(0)), shape_of(node.input(1)), shape_of(node.outputs[0])
+    if len(w) > 4 or not _packable(node):
+        return None
+    window = planar_window(window_of(node, w[2:], x[2:], y[2:]))
+    n, c, height, width = planar_shape(x)
+    spec = ConvSpec(n, c, height, width, w[0], *window, node.attribute("group", 1), _epilogue(node))
+    return spec if (spec.out_height, spec.out_width) == planar_shape(y)[2:] else None
+
+
+@lowering(PAIR, domain=INTERNAL)
+def _pair(node: Node, lower: Lowering) -> None:
+    """A 1x1 convolution and a depthwise one: together where that pays, else one after the other."""
+    first, second = node.attribute("first"), node.attribute("second")
+    specs = _planar_spec(first), _planar_spec(second)
+    choice = None
+    if specs[0] is not None and specs[1] is not None:
+        choice = choose_pair(specs[0], first.input(1).numpy(), specs[1], lower.target)
+    if choice is None or specs[1] is None:
+        lower.lower(first)
+        lower.lower(second)
+        return
+    kernel = choice.chosen.make(lower.target, lower.parallel)
+    packed = kernel.pack(*_constants(first), *_constants(second))
+    activations = {"x": lower.buffer(first.input(0)), "y": lower.result(second.outputs[0])}
+    if specs[1].epilogue.residual:
+        activations["residual"] = lower.buffer(second.inputs[-1])
+    lower.schedule(kernel, activations, packed, choice.chosen.schedule, choice.describe())
+
+
+def _constants(node: Node) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weights and bias of a node whose constants are known."""
+    weight, bias = node.input(1), node.input(2) if _epilogue(node).bias else None
+    assert weight is not None
+    return weight.numpy(), None if bias is None else bias.numpy()
 
 
 @lowering("ConvTranspose")
@@ -90,7 +131,7 @@ def _conv_transpose(node: Node, lower: Lowering) -> None:
     x, w, y = shape_of(node.input(0)), shape_of(node.input(1)), shape_of(node.outputs[0])
     window, extra = _transposed_window(node, w[2:], x[2:], y[2:])
     groups = node.attribute("group", 1)
-    epilogue = node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)
+    epilogue = _epilogue(node)
     if len(w) <= 4 and _packable(node) and all(p >= 0 for pad in window.pads for p in pad):
         n, c, height, width = planar_shape(x)
         kernel, strides, pads, dilations = planar_window(window)
@@ -135,12 +176,9 @@ def planar_window(
 
 
 def _scheduled(node: Node, lower: Lowering, kernel: Kernel, family: str, choice: Choice | None = None) -> None:
-    epilogue = node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)
-    weight, bias = node.input(1), node.input(2) if epilogue.bias else None
-    assert weight is not None
-    packed = kernel.pack(weight.numpy(), None if bias is None else bias.numpy())
+    packed = kernel.pack(*_constants(node))
     activations = {"x": lower.buffer(node.input(0)), "y": lower.result(node.outputs[0])}
-    if epilogue.residual:
+    if _epilogue(node).residual:
         activations["residual"] = lower.buffer(node.inputs[-1])
     lower.schedule(kernel, activations, packed, family, {} if choice is None else choice.describe())
 

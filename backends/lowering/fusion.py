@@ -15,6 +15,7 @@ import numpy as np
 from backends.lowering.elementwise import instruction, scalar
 from backends.lowering.expressions import EXPRESSIONS, Instruction, activation
 from backends.lowering.gelu import recognise_gelu
+from backends.lowering.pairs import pair_depthwise
 from backends.lowering.rules import INTERNAL
 from backends.schedules.epilogue import Epilogue
 from compiler.ir.graph import Graph, Node, Value
@@ -34,6 +35,7 @@ def fuse(graph: Graph) -> Graph:
     _normalize_batch_norm(graph)
     _absorb_bias(graph)
     _absorb_epilogues(graph)
+    pair_depthwise(graph)
     return _group_elementwise(graph)
 
 

@@ -13,6 +13,7 @@ from backends.schedules.kernel import ALIGNMENT, Kernel
 from backends.schedules.matmul import matmul
 from backends.schedules.pool import global_pool, pool2d
 from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d
+from backends.schedules.sparse_depthwise import SparseDepthwiseSpec, sparse_depthwise
 from backends.schedules.sparse_matmul import SparseMatMulSpec, sparse_matmul
 from backends.schedules.specs import ConvSpec, ConvTransposeSpec, MatMulSpec, PoolSpec
 
@@ -27,6 +28,7 @@ __all__ = [
     "MatMulSpec",
     "PoolSpec",
     "SparseConvSpec",
+    "SparseDepthwiseSpec",
     "SparseMatMulSpec",
     "activate",
     "conv2d",
@@ -41,6 +43,7 @@ __all__ = [
     "pool2d",
     "sigmoid",
     "sparse_conv2d",
+    "sparse_depthwise",
     "sparse_matmul",
     "tanh",
 ]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from tvm import tirx
 
-from backends.schedules.emit import Emitter, Expr, Index, const
+from backends.schedules.emit import Array, Emitter, Expr, Index, const
+from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.product import GRAINS, array_or_none, divide
 from backends.schedules.rows import load_part
@@ -19,6 +20,25 @@ from backends.schedules.specs import ConvSpec
 from backends.schedules.windows import Combine, Finish, Windows
 from backends.schedules.windows_in_place import WindowsInPlace
 from backends.target import Target
+
+
+def one_channel(
+    e: Emitter, epilogue: Epilogue, w: Array, w_at: Index, bias: Array | None, channel: Index, residual: Array | None
+) -> tuple[Callable[[int], Expr], Combine, Finish]:
+    """How the windows of an output channel, whose taps begin at w_at, start, add up and end."""
+
+    def start(lanes: int) -> Expr:
+        return bias.splat(channel, lanes) if bias else const(0.0, lanes)
+
+    def combine(total: Expr, pixels: Expr, tap: Index, lanes: int) -> Expr:
+        return total + pixels * w.splat(w_at + tap, lanes)
+
+    def finish(total: Expr, to: Index, lanes: int, stored: int) -> Expr:
+        if residual is not None:
+            total = total + load_part(residual, to, lanes, stored)
+        return epilogue.apply(total)
+
+    return start, combine, finish
 
 
 def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
@@ -45,21 +65,7 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
     scratch = array_or_none(e, workspace > 0, "workspace", workspace)
 
     def output(channel: Index) -> tuple[Callable[[int], Expr], Combine, Finish]:
-        """How the windows of one output channel begin, add up and end."""
-        w_at = e.let(channel * taps)
-
-        def start(lanes: int) -> Expr:
-            return bias.splat(channel, lanes) if bias else const(0.0, lanes)
-
-        def combine(total: Expr, pixels: Expr, tap: Index, lanes: int) -> Expr:
-            return total + pixels * w.splat(w_at + tap, lanes)
-
-        def finish(total: Expr, to: Index, lanes: int, stored: int) -> Expr:
-            if residual is not None:
-                total = total + load_part(residual, to, lanes, stored)
-            return epilogue.apply(total)
-
-        return start, combine, finish
+        return one_channel(e, epilogue, w, e.let(channel * taps), bias, channel, residual)
 
     def each_output(item: Index) -> Iterator[tuple[Index, Index]]:
         """Output channels of a plane, each with its place in y."""

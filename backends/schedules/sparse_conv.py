@@ -7,6 +7,7 @@ block and any vector width). Weights differ in place from layer to layer, so the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,7 +171,7 @@ class _Builder:
         rows_at = [e.let(y_at + self.arrays.row(e, block, r) * self.pixels) for r in range(self.spec.block)]
         self._prefetch(e, block, y_at)
         sums = self.arrays.multiply(e, block, source, x_at, self.tiles.vectors)
-        self._store(e, self.tiles.vectors, sums, rows_at)
+        store_tile(e, self.conv.epilogue, self.y, self.residual, self.tiles.vectors, sums, rows_at)
 
     def _prefetch(self, e: Emitter, block: Index, y_at: Index) -> None:
         """Ask for the lines of y that a later block writes, where y comes from beyond the second-level cache."""
@@ -184,31 +185,6 @@ class _Builder:
                 if self.residual is not None:
                     self.residual.prefetch(row + piece.pixel)
 
-    def _store(self, e: Emitter, vectors: tuple[Vector, ...], sums: list[Registers], rows_at: list[Expr]) -> None:
-        epilogue, size = self.conv.epilogue, self.spec.block
-        if epilogue.activation in LONG and size * len(vectors) > 2:
-            self._store_by_loop(e, vectors, sums, rows_at)
-            return
-        for r, row in enumerate(rows_at):
-            for v, acc in zip(vectors, sums, strict=True):
-                _put(self.y, self.residual, epilogue, row, v, acc[r])
-
-    def _store_by_loop(
-        self, e: Emitter, vectors: tuple[Vector, ...], sums: list[Registers], rows_at: list[Expr]
-    ) -> None:
-        """Activations of much code: once per vector in a loop over the channels."""
-        size = self.spec.block
-        places = e.stack(size, "int32")
-        for r, row in enumerate(rows_at):
-            places.store(r, row)
-        for v, acc in zip(vectors, sums, strict=True):
-            spill = e.stack(size * v.width)
-            for r in range(size):
-                spill.store(r * v.width, acc[r], v.width)
-            with e.loop(size) as r:
-                value = e.name(spill.load(r * v.width, v.width))
-                _put(self.y, self.residual, self.conv.epilogue, e.let(places.load(r)), v, value)
-
     def pack(self, weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Weights [out, in // groups, kh, kw] and bias [out] as the kernel reads them."""
         conv, (kh, kw) = self.conv, self.conv.kernel
@@ -218,6 +194,47 @@ class _Builder:
         )
         full = np.zeros(conv.out_channels, np.float32) if bias is None else bias
         return self.weights.pack(list(grouped), table, full if conv.epilogue.bias else None)
+
+
+def store_tile(
+    e: Emitter,
+    epilogue: Epilogue,
+    y: Array,
+    residual: Array | None,
+    vectors: Sequence[Vector],
+    sums: Sequence[Registers],
+    rows_at: Sequence[Index],
+) -> None:
+    """Store the sums of a tile, for each vector a register per row, to the rows of y that begin at rows_at."""
+    if epilogue.activation in LONG and len(rows_at) * len(vectors) > 2:
+        _store_by_loop(e, epilogue, y, residual, vectors, sums, rows_at)
+        return
+    for r, row in enumerate(rows_at):
+        for v, acc in zip(vectors, sums, strict=True):
+            _put(y, residual, epilogue, row, v, acc[r])
+
+
+def _store_by_loop(
+    e: Emitter,
+    epilogue: Epilogue,
+    y: Array,
+    residual: Array | None,
+    vectors: Sequence[Vector],
+    sums: Sequence[Registers],
+    rows_at: Sequence[Index],
+) -> None:
+    """Activations of much code: once per vector in a loop over the channels."""
+    size = len(rows_at)
+    places = e.stack(size, "int32")
+    for r, row in enumerate(rows_at):
+        places.store(r, row)
+    for v, acc in zip(vectors, sums, strict=True):
+        spill = e.stack(size * v.width)
+        for r in range(size):
+            spill.store(r * v.width, acc[r], v.width)
+        with e.loop(size) as r:
+            value = e.name(spill.load(r * v.width, v.width))
+            _put(y, residual, epilogue, e.let(places.load(r)), v, value)
 
 
 def _put(y: Array, residual: Array | None, epilogue: Epilogue, row: Index, vector: Vector, value: Expr) -> None:

@@ -56,13 +56,17 @@ def line(length: int, lanes: int, at: int = 0, pixel: int = 0) -> list[Vector]:
 
 @dataclass(frozen=True)
 class FlatTiles:
-    """1x1 windows of stride 1: the image is one long row. `packed` copies each tile to aligned memory first."""
+    """1x1 windows of stride 1: the image is one long row. `packed` copies each tile to aligned memory first.
+
+    plane: pixels from one channel to the next, where the row is a part of the image.
+    """
 
     pixels: int
     channels: int
     vectors_wanted: int
     packed: bool
     target: Target
+    plane: int = 0
 
     @functools.cached_property
     def length(self) -> int:
@@ -95,7 +99,7 @@ class FlatTiles:
     def pitch(self) -> int:
         """Elements from one channel to the next where the kernel reads."""
         lanes = self.target.lanes()
-        return -(-self.length // lanes) * lanes if self.packed else self.pixels
+        return -(-self.length // lanes) * lanes if self.packed else self.plane or self.pixels
 
     @property
     def scratch(self) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tvm import tirx
+
 from backends.schedules import rows
 from backends.schedules.emit import LINE, Array, Emitter, Expr, Index, const, shuffle
 from backends.schedules.windows import Combine, Finish, Geometry
@@ -54,11 +56,10 @@ class _Pixels:
     def under(self, key: int, line: _Line, shift: int, columns: list[int | None]) -> Expr:
         """Lane j is the pixel `columns[j]` from the piece's first on, or 0; a column is `shift` from its output."""
         lanes = self.piece.width
-        known = [c for c in columns if c is not None]
         first = shift - shift % self.stride
         bases = [self._within(line, base) for base in range(first, first + lanes * self.stride, lanes)]
         if self.stride == 1 and None in columns:
-            bases = [self._there(key, known) or bases[0]]
+            bases = [self._row_edge(line, first)]
         vectors = [self._load(key, line, base) for base in bases]
         zero = lanes * len(bases)
         places = [zero if c is None else self._lane(c, bases) for c in columns]
@@ -74,12 +75,11 @@ class _Pixels:
         origin = self.piece.place * self.stride
         return min(max(base, -line.before - origin), self.width + line.after - self.piece.width - origin)
 
-    def _there(self, key: int, known: list[int]) -> int | None:
-        """Where a vector begins that is there already and holds all columns."""
-        for line, base in self.loaded:
-            if line == key and base <= min(known) and max(known) < base + self.piece.width:
-                return base
-        return None
+    def _row_edge(self, line: _Line, base: int) -> int:
+        """Where a vector begins that holds what the row has of one from `base` on: where other taps load it too."""
+        assert self.piece.place is not None
+        low, high = -self.piece.place, max(0, self.width - self.piece.width) - self.piece.place
+        return self._within(line, min(max(base, low), high))
 
     def _lane(self, column: int, bases: list[int]) -> int:
         lanes = self.piece.width
@@ -90,6 +90,20 @@ class _Pixels:
             at = self.e.let(line.at + self.piece.at * self.stride)
             self.loaded[key, base] = self.e.name(self.x.load(at + base, self.piece.width))
         return self.loaded[key, base]
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What a tile reads, does and writes. whole: rows are stored in order, so that lanes beyond one may be stored too,
+    which the next one overwrites."""
+
+    e: Emitter
+    x: Array
+    start: Callable[[int], Expr]
+    combine: Combine
+    finish: Finish
+    y: Array
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -116,13 +130,14 @@ class WindowsInPlace(Geometry):
         return -(-self.out_height // -(-self.out_height // most))
 
     @property
-    def _groups(self) -> int:
+    def groups(self) -> int:
+        """Groups of rows of the plane."""
         return -(-self.out_height // self.together)
 
     @property
     def _edges(self) -> list[int]:
         """Groups with code of their own: those whose windows leave the plane, and the last one."""
-        return [g for g in range(self._groups) if g == self._groups - 1 or not self._inside(g)]
+        return [g for g in range(self.groups) if g == self.groups - 1 or not self._inside(g)]
 
     def _first_row(self, group: int) -> int:
         """The last group overlaps its neighbour rather than being shorter."""
@@ -139,6 +154,11 @@ class WindowsInPlace(Geometry):
         first = self._first_line(self._first_row(group))
         return first >= 0 and first + self._lines_needed <= self.height
 
+    def lines(self, groups: int) -> int:
+        """Lines of the plane that so many groups read at most."""
+        rows = min(self.out_height, groups * self.together)
+        return min(self.height, (rows - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilations[0] + 1)
+
     def compute(
         self,
         e: Emitter,
@@ -151,24 +171,58 @@ class WindowsInPlace(Geometry):
         y_at: Index,
     ) -> None:
         """All windows of the plane at x_at, stored to the plane at y_at; taps beyond the plane are left out."""
-
-        def group(first: Index, lowest: int, highest: int, last: bool) -> None:
-            base = e.let(x_at + (first * self.strides[0] - self.top) * self.width)
-            out = e.let(y_at + first * self.out_width)
-            lines = self._lines(base, lowest, highest)
-            self._each_piece(
-                e, lambda piece: self._tile(e, x, base, lines, piece, start, combine, finish, y, out, last)
-            )
-
+        tile = _Tile(e, x, start, combine, finish, y, whole=True)
         edges = self._edges
-        middle = [g for g in range(self._groups) if g not in edges]
+        middle = [g for g in range(self.groups) if g not in edges]
         for index in edges:
             if middle and index == middle[-1] + 1:
                 with e.loop(len(middle)) as g:
-                    ends = self._first_row(middle[0]), self._first_row(middle[-1])
-                    group(e.let((g + middle[0]) * self.together), *ends, False)
-            first = self._first_row(index)
-            group(first, first, first, index == self._groups - 1)
+                    self._group(tile, x_at, y_at, middle, e.let((g + middle[0]) * self.together))
+            self._group(tile, x_at, y_at, [index])
+
+    def compute_some(
+        self,
+        e: Emitter,
+        band: tuple[Index, int],
+        x: Array,
+        x_at: Index,
+        start: Callable[[int], Expr],
+        combine: Combine,
+        finish: Finish,
+        y: Array,
+        y_at: Index,
+    ) -> None:
+        """As `compute`, the windows of a band of groups: its first and their number.
+
+        Of the plane at x_at only the lines that they read need to exist. Groups beyond the last are the last.
+        """
+        first, count = band
+        tile = _Tile(e, x, start, combine, finish, y, whole=False)
+        edges = self._edges
+        middle = [g for g in range(self.groups) if g not in edges]
+
+        def one_of(known: list[int], group: Index) -> None:
+            if not known:
+                self._group(tile, x_at, y_at, middle, e.let(group * self.together))
+                return
+            yes, rest = known[0], known[1:]
+            if not rest and not middle:
+                self._group(tile, x_at, y_at, [yes])
+                return
+            e.choose(group == yes, lambda: self._group(tile, x_at, y_at, [yes]), lambda: one_of(rest, group))
+
+        with e.loop(count) as i:
+            one_of(edges, e.let(tirx.min(first + i, self.groups - 1)))
+
+    def _group(self, tile: _Tile, x_at: Index, y_at: Index, groups: list[int], first: Index | None = None) -> None:
+        """One group of rows: the only one of `groups`, or that of them whose first row is `first`."""
+        e = tile.e
+        ends = self._first_row(groups[0]), self._first_row(groups[-1])
+        row = ends[0] if first is None else first
+        base = e.let(x_at + (row * self.strides[0] - self.top) * self.width)
+        out = e.let(y_at + row * self.out_width)
+        lines, last = self._lines(base, *ends), groups[-1] == self.groups - 1
+        self._each_piece(e, lambda piece: self._tile(tile, base, lines, piece, out, last))
 
     def _lines(self, base: Index, lowest: int, highest: int) -> dict[int, _Line]:
         """The lines of a group whose first row is between the two, by their distance from the first."""
@@ -219,26 +273,13 @@ class WindowsInPlace(Geometry):
         origin = piece.place * self.strides[1]
         return [c if 0 <= origin + c < self.width else None for c in columns]
 
-    def _tile(
-        self,
-        e: Emitter,
-        x: Array,
-        base: Index,
-        lines: dict[int, _Line],
-        piece: _Piece,
-        start: Callable[[int], Expr],
-        combine: Combine,
-        finish: Finish,
-        y: Array,
-        out: Index,
-        last: bool,
-    ) -> None:
+    def _tile(self, tile: _Tile, base: Index, lines: dict[int, _Line], piece: _Piece, out: Index, last: bool) -> None:
         """One piece of each of the group's rows."""
-        (kh, kw), width = self.kernel, piece.width
-        pixels = _Pixels(e, x, self.width, self.strides[1], piece)
+        e, (kh, kw), width = tile.e, self.kernel, piece.width
+        pixels = _Pixels(e, tile.x, self.width, self.strides[1], piece)
         sums = e.registers(self.together, width)
         for r in range(self.together):
-            sums[r] = start(width)
+            sums[r] = tile.start(width)
         for kx in range(kw):
             shift = kx * self.dilations[1] - self.left
             columns = self._columns(piece, shift)
@@ -252,12 +293,11 @@ class WindowsInPlace(Geometry):
                         continue
                     if index not in seen:
                         seen[index] = pixels.under(index, lines[index], shift, columns)
-                    sums[r] = combine(sums[r], seen[index], ky * kw + kx, width)
+                    sums[r] = tile.combine(sums[r], seen[index], ky * kw + kx, width)
         if self.ahead:
-            self._prefetch(x, base, piece)
+            self._prefetch(tile.x, base, piece)
         for r in range(self.together):
             to = e.let(out + r * self.out_width + piece.at)
-            value = e.name(finish(sums[r], to, width, piece.stored))
-            # Lanes beyond the row are overwritten by the next one.
-            ends = last and r == self.together - 1
-            rows.store_part(y, to, value, width, piece.stored if ends else width)
+            value = e.name(tile.finish(sums[r], to, width, piece.stored))
+            whole = tile.whole and not (last and r == self.together - 1)
+            rows.store_part(tile.y, to, value, width, width if whole else piece.stored)

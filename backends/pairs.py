@@ -1,0 +1,95 @@
+"""Whether a 1x1 convolution and the depthwise one after it become one kernel, by the cost model of `selection`.
+
+What is won is the traffic of the image between the two; what is lost is that a tile of pixels no longer stays in the
+first-level cache while all output channels use it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from backends.schedules.kernel import Kernel
+from backends.schedules.sparse_conv import SparseConvSpec
+from backends.schedules.sparse_depthwise import SparseDepthwiseSpec, sparse_depthwise
+from backends.schedules.specs import ConvSpec
+from backends.selection import (
+    BLOCK_CYCLES,
+    ROW_CYCLES,
+    Candidate,
+    Choice,
+    Stored,
+    choose_conv,
+    encodings,
+    load_cycles,
+    work_cycles,
+)
+from backends.target import Target
+
+#: What a pair must promise to be preferred.
+_MARGIN = 0.94
+#: Vectors of pixels in a tile; the pixels of a band are near the core however large the tiles are.
+_VECTORS = (4, 6, 8, 10, 12, 14)
+#: Cycles of storing a vector to the buffer.
+_STORE = 2.0
+#: Cycles of depthwise windows over their multiply-adds, of stride 1 along a row and of stride 2.
+_WINDOWS, _WINDOWS_STRIDED = 1.3, 2.5
+#: Cycles to write and read a cache line between two kernels: within the second-level cache, and beyond.
+_LINE_NEAR, _LINE_FAR = 3.5, 7.0
+
+
+def choose_pair(first: ConvSpec, weights: np.ndarray, second: ConvSpec, target: Target) -> Choice | None:
+    """The kernel that computes both; None where two do as well."""
+    pairs = sorted(pair_candidates(first, weights, second, target), key=lambda c: c.cycles)
+    if not pairs:
+        return None
+    alone = choose_conv(first, weights, target)
+    cycles = alone.chosen.cycles + _windows_cycles(second, target) + _traffic_cycles(first, target)
+    if pairs[0].cycles > _MARGIN * cycles:
+        return None
+    apart = Candidate(alone.chosen.schedule, "dense", "", cycles, alone.chosen.make)
+    return Choice(pairs[0], (*pairs[1:], apart), int(np.count_nonzero(weights)), int(weights.size))
+
+
+def pair_candidates(first: ConvSpec, weights: np.ndarray, second: ConvSpec, target: Target) -> Iterator[Candidate]:
+    """The pair in each format and tile that fits."""
+    plain = SparseDepthwiseSpec(SparseConvSpec(first), second)
+    if not plain.supported(target):
+        return
+    for stored in encodings([np.asarray(weights).reshape(first.out_channels, -1)]):
+        for vectors in _VECTORS:
+            pair = SparseDepthwiseSpec(SparseConvSpec(first, stored.block, vectors, patterns=stored.patterns), second)
+            if pair.supported(target) and pair.first.registers(target) <= target.vector_registers:
+                make = functools.partial(_make, pair)
+                cycles = pair_cycles(pair, stored, target)
+                yield Candidate("sparse_depthwise", stored.name, pair.label, cycles * stored.penalty, make)
+
+
+def _make(pair: SparseDepthwiseSpec, target: Target, parallel: bool) -> Kernel:
+    return sparse_depthwise(pair, target, parallel)
+
+
+def pair_cycles(pair: SparseDepthwiseSpec, stored: Stored, target: Target) -> float:
+    """Cycles of a pair whose weights are stored so."""
+    first, tiles, size = pair.first.conv, pair.tiles(target), pair.first.block
+    band = 4 * first.in_channels * tiles.pixels
+    vectors = sum(max(0.5, v.width / target.lanes()) for v in tiles.vectors)
+    load = load_cycles(band, first.height * first.width % target.lanes() == 0, target)
+    work = work_cycles(stored, vectors, pair.first.unroll, load)
+    blocks = -(-first.out_channels // size)
+    store = blocks * (size * (len(tiles.vectors) * _STORE + ROW_CYCLES) + BLOCK_CYCLES)
+    return first.batch * pair.bands(target) * tiles.bands * (work + store) + _windows_cycles(pair.second, target)
+
+
+def _windows_cycles(spec: ConvSpec, target: Target) -> float:
+    each = _WINDOWS if spec.strides[1] == 1 else _WINDOWS_STRIDED
+    return each * spec.macs / target.lanes()
+
+
+def _traffic_cycles(first: ConvSpec, target: Target) -> float:
+    """Cycles to write and read again what `first` makes."""
+    size = 4 * first.batch * first.out_channels * first.height * first.width
+    far = min(1.0, max(0.0, size / target.l2_bytes - 0.5))
+    return size / 64 * (_LINE_NEAR + far * (_LINE_FAR - _LINE_NEAR))
