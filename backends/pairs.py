@@ -60,7 +60,8 @@ def pair_candidates(first: ConvSpec, weights: np.ndarray, second: ConvSpec, targ
         return
     for stored in encodings([np.asarray(weights).reshape(first.out_channels, -1)]):
         for vectors in _VECTORS:
-            pair = SparseDepthwiseSpec(SparseConvSpec(first, stored.block, vectors, patterns=stored.patterns), second)
+            sparse = SparseConvSpec(first, stored.block, vectors, patterns=stored.patterns, nm=stored.nm)
+            pair = SparseDepthwiseSpec(sparse, second)
             if pair.supported(target) and pair.first.registers(target) <= target.vector_registers:
                 make = functools.partial(_make, pair)
                 cycles = pair_cycles(pair, stored, target)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends.formats import BlockCSR
+from backends.formats import BlockCSR, find_nm
 from backends.schedules.conv import conv2d
 from backends.schedules.dense_cost import dense_methods, direct_schedule
 from backends.schedules.kernel import Kernel
@@ -31,6 +31,8 @@ _DENSEST = 0.65
 #: times as large as they are.
 _MARGIN, _MARGIN_EXPANDED = 0.95, 1.1
 BLOCKS = (1, 2, 4)
+#: Cost of N:M over CSR with as many entries: positions are shorter, but windows of many taps take more arithmetic.
+_NM, _NM_TAPS = 0.97, 1.06
 #: Rows of a block share too few columns for patterns below this density.
 _SPARSEST_PATTERNS = 0.15
 #: Tiles per block height that measurement may choose from.
@@ -196,10 +198,13 @@ class Stored:
     values: int
     lists: int
     penalty: float = 1.0
+    nm: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
         """The format in a word or two."""
+        if self.nm is not None:
+            return f"{self.nm[0]}:{self.nm[1]}"
         if self.patterns:
             return f"{self.block}-row patterns"
         return "csr" if self.block == 1 else f"{self.block}x1"
@@ -208,9 +213,9 @@ class Stored:
 def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
     """The best tiles for each format."""
     grouped = np.asarray(weights).reshape(spec.groups, spec.out_channels // spec.groups, -1)
-    for stored in encodings(list(grouped)):
+    for stored in encodings(list(grouped), spec.kernel[0] * spec.kernel[1]):
         tiles = [
-            SparseConvSpec(spec, stored.block, vectors, 1, packed, stored.patterns)
+            SparseConvSpec(spec, stored.block, vectors, 1, packed, stored.patterns, stored.nm)
             for vectors in VECTORS
             for packed in (False, True)
         ]
@@ -224,7 +229,8 @@ def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) 
 def sparse_matmul_candidates(spec: MatMulSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
     """The best tiles for each format."""
     for stored in encodings([outputs_first(spec, weights)]):
-        tiles = [SparseMatMulSpec(spec, stored.block, vectors, patterns=stored.patterns) for vectors in VECTORS]
+        format_of = functools.partial(SparseMatMulSpec, patterns=stored.patterns, nm=stored.nm)
+        tiles = [format_of(spec, stored.block, vectors) for vectors in VECTORS]
         fitting = [t for t in tiles if t.registers(target) <= target.vector_registers]
         costs = sorted(((sparse_matmul_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0])
         for cycles, tile in costs[:_TILES]:
@@ -232,10 +238,15 @@ def sparse_matmul_candidates(spec: MatMulSpec, weights: np.ndarray, target: Targ
             yield Candidate("sparse_matmul", stored.name, tile.label, cycles * stored.penalty, make)
 
 
-def encodings(matrices: list[np.ndarray]) -> Iterator[Stored]:
-    """The formats that are worth a try for matrices [outputs, depth] of equal shape."""
+def encodings(matrices: list[np.ndarray], taps: int = 1) -> Iterator[Stored]:
+    """The formats that are worth a try for matrices [outputs, inputs * taps] of equal shape."""
     nonzeros = sum(int(np.count_nonzero(matrix)) for matrix in matrices)
     density = nonzeros / max(1, sum(matrix.size for matrix in matrices))
+    rows, depth = matrices[0].shape
+    nm = find_nm([matrix.reshape(rows, -1, taps).transpose(0, 2, 1).reshape(rows * taps, -1) for matrix in matrices])
+    if nm is not None and nm[0] / nm[1] <= _DENSEST:
+        entries = len(matrices) * rows * depth // nm[1] * nm[0]
+        yield Stored(1, False, entries, entries, len(matrices) * rows, _NM if taps == 1 else _NM_TAPS, nm)
     for block in BLOCKS:
         if len(matrices[0]) < block:
             continue

@@ -164,6 +164,6 @@ def divide(e: Emitter, value: Index, by: int) -> tuple[Expr, Expr]:
     return quotient, e.let(value - quotient * by)
 
 
-def array_or_none(e: Emitter, wanted: bool, role: str, elements: int) -> Array | None:
+def array_or_none(e: Emitter, wanted: bool, role: str, elements: int, dtype: str = "float32") -> Array | None:
     """A parameter that exists only if `wanted`."""
-    return e.param(role, elements) if wanted else None
+    return e.param(role, elements, dtype) if wanted else None

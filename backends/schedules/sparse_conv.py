@@ -37,7 +37,8 @@ class SparseConvSpec:
 
     vectors: vectors of pixels in a register tile. unroll: sums per pixel and channel, to hide the latency of
     multiply-adds in small tiles. packed: 1x1 windows copy each tile of pixels to aligned memory first. patterns:
-    inputs are grouped by the channels of a block that use them, instead of filling blocks up with zeros.
+    inputs are grouped by the channels of a block that use them, instead of filling blocks up with zeros. nm: of every
+    so many consecutive inputs so many are stored, (2, 4) for 2:4.
     """
 
     conv: ConvSpec
@@ -46,9 +47,12 @@ class SparseConvSpec:
     unroll: int = 1
     packed: bool = False
     patterns: bool = False
+    nm: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.block, self.vectors, self.unroll) < 1:
+        inputs = self.conv.in_channels // self.conv.groups
+        misfit = self.nm is not None and (self.block * self.unroll > 1 or self.patterns or inputs % self.nm[1] > 0)
+        if min(self.block, self.vectors, self.unroll) < 1 or misfit:
             raise SecateurError("E_SPEC", "not a tile", where=repr(self))
 
     @property
@@ -94,7 +98,14 @@ class _Builder:
         self.pixels = conv.out_height * conv.out_width
         self.streams = conv.out_channels * self.pixels * 4 > target.l2_bytes // 4
         self.weights = sparse_weights(
-            conv.groups, self.outputs, self.depth, spec, self.tiles.positions, self.tiles.unit
+            conv.groups,
+            self.outputs,
+            self.depth,
+            spec,
+            self.tiles.positions,
+            self.tiles.unit,
+            self.inputs,
+            self.tiles.step,
         )
         self.blocks = self.weights.blocks
 

@@ -28,7 +28,7 @@ from compiler.errors import SecateurError
 class SparseMatMulSpec:
     """A product whose constant operand is sparse, in blocks of `block` outputs by one input.
 
-    vectors: vectors of rows (of columns, if the constant is on the left) in a register tile; unroll, patterns: as
+    vectors: vectors of rows (of columns, if the constant is on the left) in a register tile; unroll, patterns, nm: as
     for convolutions.
     """
 
@@ -37,6 +37,7 @@ class SparseMatMulSpec:
     vectors: int = 4
     unroll: int = 1
     patterns: bool = False
+    nm: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         product = self.matmul
@@ -84,8 +85,8 @@ class SparseMatMulSpec:
             if not product.a_batched and product.batch > 1:
                 return None
             conv = ConvSpec(product.batch, product.k, 1, 1, product.n, (1, 1), epilogue=epilogue)
-        unroll = self.unroll if conv.width > 1 else 4
-        return SparseConvSpec(conv, self.block, self.vectors, unroll, patterns=self.patterns)
+        unroll = self.unroll if conv.width > 1 or self.nm is not None else 4
+        return SparseConvSpec(conv, self.block, self.vectors, unroll, patterns=self.patterns, nm=self.nm)
 
 
 def supported(spec: MatMulSpec) -> bool:

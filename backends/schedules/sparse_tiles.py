@@ -122,6 +122,8 @@ class FlatTiles:
         """What a position is counted in."""
         return self.pitch
 
+    step = 1
+
     def position(self, channel: int, ky: int, kx: int) -> int:
         """The position of a weight, in units."""
         return channel
@@ -283,6 +285,11 @@ class WindowTiles:
 
     unit = 1
     aligned = False
+
+    @property
+    def step(self) -> int:
+        """Units from one input channel to the next."""
+        return self._plane(self.tile_rows_per_band)
 
     @property
     def footprint(self) -> int:

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from backends.formats import BlockCSR, PatternCSR
+from backends.formats import NM, BlockCSR, PatternCSR
 from backends.schedules.emit import Array, Emitter, Index, Registers, const, splat
-from backends.schedules.product import array_or_none
+from backends.schedules.product import array_or_none, divide
 from backends.schedules.sparse_tiles import Vector
 
 
@@ -230,6 +230,94 @@ class PatternArrays:
         return sums
 
 
+@dataclass(frozen=True)
+class NMWeights:
+    """`matrices` matrices [rows, inputs * taps], of which for each tap `n` of every `m` consecutive inputs are stored.
+
+    Inputs are `step` units apart; taps have positions.
+    """
+
+    matrices: int
+    rows: int
+    inputs: int
+    taps: int
+    n: int
+    m: int
+    unit: int
+    step: int
+
+    @property
+    def blocks(self) -> int:
+        """Rows of one matrix."""
+        return self.rows
+
+    @property
+    def groups(self) -> int:
+        """Groups of a row."""
+        return self.inputs // self.m * self.taps
+
+    def declare(self, e: Emitter, bias: bool) -> NMArrays:
+        """The parameters values, offsets, positions and bias?."""
+        rows = self.matrices * self.rows
+        return NMArrays(
+            self,
+            e.param("values", rows * self.groups * self.n),
+            e.param("offsets", rows * self.groups * self.n, "uint8"),
+            array_or_none(e, self.taps > 1, "positions", self.taps, "int32"),
+            array_or_none(e, bias, "bias", rows),
+        )
+
+    def pack(self, matrices: Sequence[np.ndarray], table: np.ndarray, bias: np.ndarray | None) -> dict[str, np.ndarray]:
+        """What `declare` declares: matrices [rows, inputs * taps] whose column k has position table[k]."""
+        # Each group's taps follow each other: they read the same inputs.
+        order = np.arange(self.inputs * self.taps).reshape(-1, self.m, self.taps).transpose(0, 2, 1).reshape(-1)
+        parts = [NM.encode(matrix[:, order], self.n, self.m) for matrix in matrices]
+        packed = {
+            "values": np.concatenate([part.values.reshape(-1) for part in parts]),
+            "offsets": np.concatenate([part.offsets.reshape(-1) for part in parts]),
+        }
+        if self.taps > 1:
+            packed["positions"] = np.asarray(table)[: self.taps].astype(np.int32)
+        if bias is not None:
+            packed["bias"] = np.ascontiguousarray(bias, np.float32).reshape(-1)
+        return packed
+
+
+@dataclass(frozen=True)
+class NMArrays:
+    """The declared parameters of N:M weights."""
+
+    weights: NMWeights
+    values: Array
+    offsets: Array
+    positions: Array | None
+    bias: Array | None
+
+    def row(self, e: Emitter, block: Index, r: int) -> Index:
+        """Which row a block is."""
+        return divide(e, block, self.weights.rows)[1]
+
+    def multiply(
+        self, e: Emitter, block: Index, source: Array, at: Index, vectors: Sequence[Vector]
+    ) -> list[Registers]:
+        """Emit the sums of one row by one tile, a register for each vector."""
+        w = self.weights
+        sums = [e.registers(1, v.width) for v in vectors]
+        for v, acc in zip(vectors, sums, strict=True):
+            acc[0] = const(0.0, v.width) if self.bias is None else self.bias.splat(block, v.width)
+        first = e.let(block * (w.groups * w.n))
+        with e.loop(w.inputs // w.m) as group, e.loop(w.taps) as tap:
+            base = at + group * (w.m * w.step * w.unit)
+            base = e.let(base if self.positions is None else base + self.positions.load(tap) * w.unit)
+            for i in range(w.n):
+                entry = e.let(first + (group * w.taps + tap) * w.n + i)
+                place = e.let(base + self.offsets.load(entry).astype("int32") * (w.step * w.unit))
+                weight = e.name(self.values.load(entry))
+                for v, acc in zip(vectors, sums, strict=True):
+                    acc[0] = acc[0] + source.load(place + v.at, v.width) * splat(weight, v.width)
+        return sums
+
+
 class Blocked(Protocol):
     """What a specification says of the format of its weights."""
 
@@ -239,12 +327,17 @@ class Blocked(Protocol):
     def unroll(self) -> int: ...
     @property
     def patterns(self) -> bool: ...
+    @property
+    def nm(self) -> tuple[int, int] | None: ...
 
 
 def sparse_weights(
-    matrices: int, rows: int, depth: int, spec: Blocked, positions: int, unit: int
-) -> SparseWeights | PatternWeights:
-    """The sparse operand that `spec` asks for."""
+    matrices: int, rows: int, depth: int, spec: Blocked, positions: int, unit: int, inputs: int = 0, step: int = 1
+) -> SparseWeights | PatternWeights | NMWeights:
+    """The sparse operand that `spec` asks for. inputs: of `depth` (else all), `step` units apart."""
+    if spec.nm is not None:
+        inputs = inputs or depth
+        return NMWeights(matrices, rows, inputs, depth // inputs, *spec.nm, unit, step)
     if spec.patterns:
         return PatternWeights(matrices, rows, depth, spec.block, positions, unit)
     return SparseWeights(matrices, rows, depth, spec.block, spec.unroll, positions, unit)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.formats import BlockCSR, PatternCSR, group_rows
+from backends.formats import NM, BlockCSR, PatternCSR, find_nm, group_rows
+from compiler.errors import SecateurError
 
 
 def sparse(seed: int, rows: int, columns: int, density: float) -> np.ndarray:
@@ -51,6 +52,43 @@ def test_pattern_csr_decodes_to_the_matrix(seed, rows, columns, density, block):
     assert len(encoded.starts) == len(encoded.order) * encoded.patterns + 1
     assert encoded.values.size == np.count_nonzero(matrix[encoded.order.reshape(-1)])
     assert encoded.entries == (matrix != 0)[encoded.order].any(axis=1).sum()
+
+
+def grouped(seed: int, rows: int, groups: int, n: int, m: int) -> np.ndarray:
+    """A matrix with n nonzeros, here and there fewer, in every m columns."""
+    generator = np.random.default_rng(seed)
+    matrix = generator.standard_normal((rows, groups, m)).astype(np.float32)
+    ranks = np.argsort(np.argsort(generator.random(matrix.shape), axis=2), axis=2)
+    return np.where(ranks < n, matrix, np.float32(0)).reshape(rows, groups * m)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(
+    st.integers(0, 1000), st.integers(1, 40), st.integers(0, 12), st.integers(1, 8), st.integers(0, 30), st.booleans()
+)
+def test_nm_decodes_to_the_matrix(seed, rows, groups, n, more, hollow):
+    matrix = grouped(seed, rows, groups, n, n + more)
+    if hollow:
+        matrix[::2] = 0
+    encoded = NM.encode(matrix, n, n + more)
+    np.testing.assert_array_equal(encoded.decode(), matrix)
+    assert encoded.entries == rows * groups * n and encoded.nbytes == 5 * encoded.entries
+
+
+def test_nm_refuses_what_it_cannot_hold():
+    matrix = grouped(1, 6, 5, 2, 4)
+    for n, m in ((1, 4), (2, 8), (2, 3), (5, 4), (0, 4)):
+        with pytest.raises(SecateurError, match="E_FORMAT"):
+            NM.encode(matrix, n, m)
+
+
+def test_nm_is_found_where_hardly_a_zero_would_be_stored():
+    assert find_nm([grouped(1, 60, 8, 2, 4), grouped(2, 60, 8, 2, 4)]) == (2, 4)
+    assert find_nm([grouped(1, 60, 8, 1, 8)]) == (1, 8)
+    assert find_nm([sparse(3, 60, 64, 0.5)]) is None
+    assert find_nm([np.ones((4, 64), np.float32)]) is None
+    assert find_nm([np.zeros((4, 64), np.float32)]) is None
+    assert find_nm([grouped(1, 60, 8, 2, 4)[:, :31]]) is None
 
 
 def test_plain_rows_store_the_nonzeros_and_nothing_else():

@@ -61,6 +61,52 @@ def specs(seed: int, count: int) -> Iterator[SparseConvSpec]:
         yield SparseConvSpec(conv, block, vectors, unroll, bool(r.integers(2)), index % 4 == 1)
 
 
+def grouped_weights(r: np.random.Generator, conv: ConvSpec, n: int, m: int) -> np.ndarray:
+    """Weights of which n of every m consecutive inputs are not zero."""
+    per_group = conv.in_channels // conv.groups
+    shape = (conv.out_channels, per_group // m, m, *conv.kernel)
+    kept = np.argsort(np.argsort(r.random(shape), axis=2), axis=2) < n
+    return (r.standard_normal(shape) * kept).astype(np.float32).reshape(conv.out_channels, per_group, *conv.kernel)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_nm_convolutions_of_all_shapes(name):
+    on, r = TARGETS[name], np.random.default_rng(4)
+    chosen = []
+    for index, spec in enumerate(specs(len(name) + 50, 14)):
+        n, m = [(2, 4), (1, 4), (1, 8), (3, 16)][index % 4]
+        inputs = m * int(r.integers(1, 5)) * spec.conv.groups
+        conv = dataclasses.replace(spec.conv, in_channels=inputs)
+        chosen.append((SparseConvSpec(conv, 1, spec.vectors, 1, spec.packed, nm=(n, m)), bool(index % 2)))
+    kernels = [sparse_conv2d(spec, on, parallel) for spec, parallel in chosen]
+    library = Library([kernel.func for kernel in kernels], on)
+    for index, ((spec, _), kernel) in enumerate(zip(chosen, kernels, strict=True)):
+        conv = spec.conv
+        w = grouped_weights(r, conv, *spec.nm)
+        w[:: 1 + index % 3] *= index % 3 != 1  # rows without a nonzero
+        bias = r.standard_normal(conv.out_channels).astype(np.float32)
+        shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
+        arrays = {"x": r.standard_normal((conv.batch, conv.in_channels, conv.height, conv.width)).astype(np.float32)}
+        if conv.epilogue.residual:
+            arrays["residual"] = r.standard_normal(shape).astype(np.float32)
+        expected = reference(conv, arrays, w, bias)
+        library.set_tasks(1 + index % 4)
+        actual = library.call(kernel, {**arrays, **kernel.pack(w, bias)}, shape, bool(index % 3))
+        error = np.linalg.norm(actual.astype(np.float64) - expected)
+        assert error <= 1e-5 * np.linalg.norm(expected) + 1e-30, spec
+
+
+def test_nm_weights_are_found_and_stored_with_a_byte_for_their_place():
+    conv = ConvSpec(1, 64, 14, 14, 96, (1, 1))
+    w = grouped_weights(np.random.default_rng(2), conv, 1, 8)
+    choice = choose_conv(conv, w, NATIVE)
+    assert choice.chosen.format == "1:8"
+    packed = choice.chosen.make(NATIVE, False).pack(w, None)
+    assert packed["values"].size == w.size // 8 and packed["offsets"].dtype == np.uint8
+    with pytest.raises(SecateurError, match="E_SPEC"):
+        SparseConvSpec(conv, 2, nm=(2, 4))
+
+
 def reference(conv: ConvSpec, arrays: dict[str, np.ndarray], w: np.ndarray, bias: np.ndarray) -> np.ndarray:
     top, left, bottom, right = conv.pads
     x = F.pad(torch.tensor(arrays["x"]), (left, right, top, bottom))
