@@ -112,7 +112,7 @@ def build(
     report(_STAGES[3], 3, len(_STAGES))
     files = package.files | {"module.py": module_script(program).encode()}
     header = _manifest(program, memory, chosen) | package.manifest
-    manifest = _write(path, files, header, graph if keep_model else None, overwrite)
+    manifest = _write(path, files, package.executables, header, graph if keep_model else None, overwrite)
     report("done", len(_STAGES), len(_STAGES))
     return Artifact(path, manifest)
 
@@ -152,13 +152,13 @@ def _manifest(program: Program, memory: MemoryPlan, target: Target) -> dict[str,
 
 
 def _require_buildable(target: Target) -> None:
-    """Refuse targets of another kind of machine: only shared libraries for this one can be built so far."""
+    """Refuse targets of another kind of machine: what Python loads is built for this one alone."""
     here, there = Target.native().triple.split("-")[0], target.triple.split("-")[0]
     if there != here:
         raise SecateurError(
             "E_TARGET",
-            f"artifacts for target {target.name!r} ({there}) cannot be built yet on this machine ({here})",
-            hint="use --target native; the pruned ONNX file runs anywhere",
+            f"Python here ({here}) cannot load a library for target {target.name!r} ({there})",
+            hint="use --target native, or --package c for a C library",
         )
 
 
@@ -185,7 +185,12 @@ def _is_ours(path: Path) -> bool:
 
 
 def _write(
-    path: Path, files: dict[str, bytes], header: dict[str, Any], graph: Graph | None, overwrite: bool
+    path: Path,
+    files: dict[str, bytes],
+    executables: frozenset[str],
+    header: dict[str, Any],
+    graph: Graph | None,
+    overwrite: bool,
 ) -> dict[str, Any]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +201,8 @@ def _write(
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
+            if name in executables:
+                (folder / name).chmod(0o755)
         if graph is not None:
             save_onnx(graph, folder / "model.onnx", overwrite=True)
         entries = {f.relative_to(folder).as_posix(): _entry(f) for f in sorted(folder.rglob("*")) if f.is_file()}

@@ -18,10 +18,12 @@ from compiler.errors import SecateurError
 
 @dataclass(frozen=True)
 class Package:
-    """files: content by path, relative to the artifact, with forward slashes. manifest: entries to add to it."""
+    """files: content by path, relative to the artifact, with forward slashes. manifest: entries to add to it.
+    executables: paths of programs among the files."""
 
     files: dict[str, bytes]
     manifest: dict[str, Any] = field(default_factory=dict)
+    executables: frozenset[str] = frozenset()
 
 
 class Packager(Protocol):
@@ -38,7 +40,7 @@ class Packager(Protocol):
 
 
 _REGISTRY: dict[str, Callable[[], Packager]] = {}
-_HOMES = {"library": "backends.native", "web": "backends.wasm"}
+_HOMES = {"library": "backends.native", "web": "backends.wasm", "c": "backends.clibrary"}
 """Modules that register the packagers of this package."""
 
 
@@ -47,11 +49,13 @@ def register_packager(kind: str, factory: Callable[[], Packager]) -> None:
     _REGISTRY[kind] = factory
 
 
-def packager_for(target: Target) -> Packager:
-    """The packager that a target has unless told otherwise; E_TARGET for a kind that nobody registered."""
-    if target.package in _HOMES:
-        import_module(_HOMES[target.package])
-    factory = _REGISTRY.get(target.package)
+def packager_for(target: Target, kind: str | None = None) -> Packager:
+    """The packager of a kind, or the one that a target has; E_PACKAGE for a kind that nobody registered."""
+    kind = kind or target.package
+    if kind in _HOMES:
+        import_module(_HOMES[kind])
+    factory = _REGISTRY.get(kind)
     if factory is None:
-        raise SecateurError("E_TARGET", f"nothing packages {target.package!r}", hint="register_packager")
+        known = ", ".join(sorted({*_HOMES, *_REGISTRY}))
+        raise SecateurError("E_PACKAGE", f"unknown kind of package {kind!r}", hint=f"use one of: {known}")
     return factory()

@@ -170,10 +170,16 @@ register_target(
     "x86-64-v4",
     lambda: Target("x86-64-v4", "x86_64-linux-gnu", "x86-64-v4", ("-prefer-256-bit",), 64, 32, 32 << 10, 1 << 20),
 )
-register_target(
-    "arm64-linux",
-    lambda: Target("arm64-linux", "aarch64-linux-gnu", "generic", ("+neon",), 16, 32, 32 << 10, 512 << 10),
-)
+
+
+def _arm64(name: str, triple: str, l2_bytes: int) -> Target:
+    """A 64-bit ARM with NEON (128-bit vectors, 32 registers), for a C library."""
+    return Target(name, triple, "generic", ("+neon",), 16, 32, 32 << 10, l2_bytes, package="c")
+
+
+register_target("arm64-linux", lambda: _arm64("arm64-linux", "aarch64-linux-gnu", 512 << 10))
+register_target("arm64-android", lambda: _arm64("arm64-android", "aarch64-linux-android21", 256 << 10))
+register_target("arm64-apple", lambda: _arm64("arm64-apple", "arm64-apple-macosx11.0", 4 << 20))
 register_target(
     "wasm",
     # V8 on x86-64 keeps one of the 16 registers for itself.

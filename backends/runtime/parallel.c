@@ -6,6 +6,7 @@
    neighbouring tasks, the same part of every loop, so that it finds in its cache what it wrote; one that is done
    takes from the others' shares: a thread that wakes late delays nobody, and results do not depend on who did what.
    Workers stay awake from secateur_run's start to a tenth of a millisecond after its end. */
+#define _POSIX_C_SOURCE 200809L
 
 #include <pthread.h>
 #include <sched.h>
@@ -62,7 +63,29 @@ struct worker {
   int32_t index;
 };
 
+/* The calling thread's pool. Bionic has thread-local variables from API level 29 on only: there, a key. */
+#if defined(SECATEUR_THREAD_KEY)
+static pthread_key_t key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int has_key;
+
+static void make_key(void) { has_key = pthread_key_create(&key, 0) == 0; }
+
+static secateur_pool *get_current(void) {
+  pthread_once(&once, make_key);
+  return has_key ? pthread_getspecific(key) : 0;
+}
+
+static void set_current(secateur_pool *pool) {
+  pthread_once(&once, make_key);
+  if (has_key) pthread_setspecific(key, pool);
+}
+#else
 static _Thread_local secateur_pool *current;
+
+static secateur_pool *get_current(void) { return current; }
+static void set_current(secateur_pool *pool) { current = pool; }
+#endif
 
 static void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -120,14 +143,14 @@ static void *work(void *argument) {
 }
 
 static int launch(parallel_lambda lambda, void *data, int tasks) {
-  secateur_pool *pool = current;
+  secateur_pool *pool = get_current();
   if (!pool || pool->threads == 1) {
     parallel_env env = {0, tasks > 0 ? tasks : 1};
     int status = 0;
     for (int32_t task = 0; task < env.num_task; ++task) status |= lambda(task, &env, data);
     return status ? -1 : 0;
   }
-  current = 0; /* a loop inside a loop runs inline */
+  set_current(0); /* a loop inside a loop runs inline */
   int32_t count = tasks > 0 ? tasks : pool->threads * TASKS_PER_THREAD;
   uint32_t number = atomic_load(&pool->number) + 1;
   atomic_store(&pool->tasks, count);
@@ -149,7 +172,7 @@ static int launch(parallel_lambda lambda, void *data, int tasks) {
     atomic_store(&pool->waiting, 0);
     pthread_mutex_unlock(&pool->lock);
   }
-  current = pool;
+  set_current(pool);
   return atomic_load(&pool->failed) ? -1 : 0;
 }
 
@@ -168,18 +191,18 @@ static void set_active(secateur_pool *pool, int active) {
 }
 
 secateur_pool *secateur_pool_enter(secateur_pool *pool) {
-  secateur_pool *previous = current;
+  secateur_pool *previous = get_current();
   if (previous != pool) {
     set_active(previous, 0);
     set_active(pool, 1);
   }
-  current = pool;
+  set_current(pool);
   return previous;
 }
 
 static void *aligned_zeros(size_t bytes) {
-  void *memory = aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
-  return memory ? memset(memory, 0, bytes) : 0;
+  void *memory;
+  return posix_memalign(&memory, LINE, bytes) == 0 ? memset(memory, 0, bytes) : 0;
 }
 
 static void release(secateur_pool *pool) {
