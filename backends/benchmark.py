@@ -15,6 +15,7 @@ import numpy as np
 
 from backends.runtime.loader import Executable, load
 from backends.runtime.node import NodeExecutable
+from backends.runtime.program import ProgramExecutable
 from compiler.errors import SecateurError
 
 Timed: TypeAlias = Callable[[int], list[float]]
@@ -129,7 +130,9 @@ def _turn(seconds: float) -> tuple[int, int]:
     return (0, 1) if seconds >= _LONG else (1, max(1, min(_CALLS_PER_ROUND, int(_LONG / seconds))))
 
 
-def random_inputs(executable: Executable | NodeExecutable, seed: int = 0) -> dict[str, np.ndarray]:
+def random_inputs(
+    executable: Executable | NodeExecutable | ProgramExecutable, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Inputs of the right type and shape: normal numbers, and zeros for integers and booleans (they may index)."""
     generator = np.random.default_rng(seed)
     return {

@@ -56,13 +56,17 @@ class Check:
 
 @dataclass
 class Outcome:
-    """What a run of the road made: the final graph, where it was written, reports of passes, checks made."""
+    """What a run of the road made: the final graph, where it was written, reports of passes, checks made.
+
+    not_run: why the artifact itself was not compared with ONNX Runtime, where it should have been.
+    """
 
     graph: Graph
     path: Path
     context: Context
     checks: list[Check] = field(default_factory=list)
     artifact: Artifact | None = None
+    not_run: str | None = None
 
 
 def compile(
@@ -142,11 +146,13 @@ def compile_outcome(
             packager=packager,
         )
         checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
-        if verify and _runs_here(draft):
+        here = _runs_here(draft)
+        if verify and here:
             context.progress("verifying", 0, 1)
             checks += [verify_artifact(draft.path, transformed, variant=variant) for variant in _variants(draft)]
         _publish(draft.path, final)
-    return Outcome(transformed, final, context, checks, Artifact(final, draft.manifest))
+    not_run = None if here or not verify else _why_not_run(draft)
+    return Outcome(transformed, final, context, checks, Artifact(final, draft.manifest), not_run)
 
 
 def _with_dense(packager: Packager | None, graph: Graph, pipeline: Pipeline) -> Packager | None:
@@ -252,8 +258,9 @@ def verify_artifact(path: str | Path, graph: Graph, seed: int = 1, variant: str 
     data = random_inputs(graph, seed)
     with load_artifact(path, variant=variant) as executable:
         actual = executable.run(data)
+        how = variant or ("emulated" if getattr(executable, "emulated", False) else None)
     check = Check(
-        f"compiled artifact{f' ({variant})' if variant else ''}, with ONNX Runtime on the same graph",
+        f"compiled artifact{f' ({how})' if how else ''}, with ONNX Runtime on the same graph",
         relative_difference(actual, execute(graph, data)),
     )
     check.require()
@@ -309,7 +316,21 @@ def _runs_here(artifact: Artifact) -> bool:
         from backends.runtime.node import node
 
         return node() is not None
+    if artifact.manifest.get("package") == "c":
+        from backends.runtime.program import runner
+
+        return runner(artifact.manifest) is not None
     return bool(target.get("name", "native") == "native")
+
+
+def _why_not_run(artifact: Artifact) -> str:
+    """In words, for an artifact that does not run on this machine."""
+    name, missing = artifact.manifest["target"]["name"], ""
+    if str(artifact.manifest["target"]["triple"]).startswith("wasm32"):
+        missing = "; with Node 20 or newer it would have been"
+    elif artifact.manifest.get("program"):
+        missing = "; with qemu-user it would have been"
+    return f"the code for {name} was not run, because this machine cannot run it{missing}"
 
 
 def _variants(artifact: Artifact) -> list[str | None]:

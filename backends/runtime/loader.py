@@ -25,6 +25,7 @@ from compiler.errors import SecateurError
 
 if TYPE_CHECKING:
     from backends.runtime.node import NodeExecutable
+    from backends.runtime.program import ProgramExecutable
 
 FORMAT_VERSION = 1
 """Version of the artifact's layout that this loader reads."""
@@ -42,8 +43,12 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
-def load(path: str | Path, threads: int = 1, variant: str | None = None) -> Executable | NodeExecutable:
+def load(
+    path: str | Path, threads: int = 1, variant: str | None = None
+) -> Executable | NodeExecutable | ProgramExecutable:
     """Open the artifact directory `path` for running on `threads` threads; WebAssembly runs in Node, on one.
+
+    A C library for another kind of machine runs through its own program under qemu-user.
 
     variant: which of an artifact's codes, where it has several (its manifest's "variants"); the best if not given.
 
@@ -56,6 +61,10 @@ def load(path: str | Path, threads: int = 1, variant: str | None = None) -> Exec
         from backends.runtime.node import NodeExecutable
 
         return NodeExecutable(Path(path), threads, manifest, variant)
+    if manifest.get("package") == "c":
+        from backends.runtime.program import ProgramExecutable
+
+        return ProgramExecutable(Path(path), threads, manifest)
     return Executable(Path(path), threads, manifest)
 
 
@@ -241,10 +250,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 _NEEDED_FLAGS = {64: "avx512f", 32: "avx2"}
 
 
+def architecture(machine: str) -> str:
+    """LLVM's name of a kind of machine that has several."""
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
+
+
 def _require_machine(target: Mapping[str, Any], path: Path) -> None:
     """Refuse code for another kind of processor with words, before the processor does with a signal."""
-    arch = str(target["triple"]).split("-")[0]
-    here = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    arch, here = architecture(str(target["triple"]).split("-")[0]), architecture(platform.machine())
     problem = f"for {arch}, and this is {here}" if arch != here else ""
     flag = _NEEDED_FLAGS.get(int(target["vector_bytes"])) if arch == "x86_64" else None
     if not problem and flag is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from compiler.cli.packages import EmbedWeights, LibraryName, Package, packager
 from compiler.cli.results import result, show_checks, show_prunes, show_sparsities
 from compiler.cli.shared import (
     Calibration,
@@ -30,7 +31,7 @@ from compiler.cli.shared import (
     layers,
     table,
 )
-from compiler.cli.web import ClassNames, Demo, EmbedWeights, Normalize, PageSamples, packager
+from compiler.cli.web import ClassNames, Demo, Normalize, PageSamples
 from compiler.driver import compile_outcome, transform
 from compiler.ir import SecateurError, graph_cost
 from compiler.report import CHANGES, change_rows, count, size
@@ -43,7 +44,9 @@ Weights = Annotated[list[str] | None, typer.Option(help="Name pattern of weights
 def compile_command(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact directory to write.")],
-    target: Annotated[str, typer.Option(help="What to build for.")] = "native",
+    target: Annotated[
+        str, typer.Option(help="What to build for: native, arm64-linux, arm64-android, arm64-apple, wasm, …")
+    ] = "native",
     passes: Annotated[str | None, typer.Option(help='Passes, such as "simplify,prune(ratio=0.5)".')] = None,
     recipe: Recipe = None,
     shape: Shapes = None,
@@ -53,6 +56,8 @@ def compile_command(
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Leave model.onnx out: a sparse artifact is then a fifth of the file.")
     ] = False,
+    package: Package = None,
+    name: LibraryName = None,
     embed_weights: EmbedWeights = False,
     demo: Demo = False,
     class_names: ClassNames = None,
@@ -79,7 +84,7 @@ def compile_command(
             context=context,
             tune=tune,
             keep_model=not no_model,
-            packager=packager(target, embed_weights, demo, class_names, samples, normalize),
+            packager=packager(target, package, name, embed_weights, demo, class_names, samples, normalize),
         )
     artifact = outcome.artifact
     assert artifact is not None
@@ -97,8 +102,20 @@ def compile_command(
         rows.append(["code without weights", size(artifact.manifest["code_bytes"])])
     screen.print(table(f"{outcome.path}", "", "", rows=rows))
     show_checks(screen, outcome, timings)
-    screen.print(f"next: secateur serve {output}" if demo else f"next: secateur bench {output} --against onnxruntime")
+    screen.print(f"next: {_next_step(output, artifact.manifest, demo)}")
     screen.finish(result(outcome) | {"artifact_bytes": artifact.nbytes, "arena_bytes": artifact.arena_bytes})
+
+
+def _next_step(output: Path, manifest: dict[str, Any], demo: bool) -> str:
+    """What one does with such an artifact."""
+    if demo:
+        return f"secateur serve {output}"
+    if manifest.get("package") != "c":
+        return f"secateur bench {output} --against onnxruntime"
+    if not manifest["program"]:
+        return f"link {output}/lib{manifest['name']}.a; its interface is {manifest['name']}.h"
+    weights = " -w weights.bin" if "weights.bin" in manifest["files"] else ""
+    return f"copy {output} to the device; there: ./{manifest['program']}{weights} -n 50"
 
 
 def prune_command(

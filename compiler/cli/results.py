@@ -59,6 +59,8 @@ def show_checks(screen: Screen, outcome: Outcome, timings: bool) -> None:
     """What was verified, and how long each pass took where that is wanted."""
     for check in outcome.checks:
         screen.print(f"verified: {check.compared}: {check.difference:.1e} (allowed {check.tolerance:.0e})")
+    if outcome.not_run is not None:
+        screen.print(f"not verified: {outcome.not_run}")
     if timings:
         rows = [[name, f"{seconds:.3f}"] for name, seconds in outcome.context.timings]
         screen.print(table("Timings", "pass", "seconds", rows=rows))
@@ -72,6 +74,7 @@ def result(outcome: Outcome) -> dict[str, Any]:
         "prune": [_pruned(r) for r in outcome.context.reports.get("prune", [])],
         "sparsify": [_sparsified(r) for r in outcome.context.reports.get("sparsify", [])],
         "checks": [{"compared": c.compared, "difference": c.difference} for c in outcome.checks],
+        "not_run": outcome.not_run,
         "timings": [{"pass": n, "seconds": s} for n, s in outcome.context.timings],
     }
 

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from backends.packaging import Packager
     from backends.webpage import Page
 
-EmbedWeights = Annotated[
-    bool, typer.Option("--embed-weights", help="wasm: put the weights into the .wasm files, not beside them.")
-]
 Demo = Annotated[
     bool,
     typer.Option(
@@ -58,8 +55,9 @@ def packager(
     if not (embed_weights or demo):
         return None
     if target != "wasm":
-        option = "--embed-weights" if embed_weights else "--demo"
-        raise SecateurError("E_OPTION_VALUE", f"{option} is for WebAssembly", hint="add --target wasm")
+        option = "--demo" if demo else "--embed-weights"
+        others = "" if demo else " and C libraries"
+        raise SecateurError("E_OPTION_VALUE", f"{option} is for WebAssembly{others}", hint="add --target wasm")
     from backends.wasm import WebPackage
 
     return WebPackage(embed_weights=embed_weights, page=_page(class_names, samples, normalize) if demo else None)
