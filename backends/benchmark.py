@@ -130,9 +130,7 @@ def _turn(seconds: float) -> tuple[int, int]:
     return (0, 1) if seconds >= _LONG else (1, max(1, min(_CALLS_PER_ROUND, int(_LONG / seconds))))
 
 
-def random_inputs(
-    executable: Executable | NodeExecutable | ProgramExecutable, seed: int = 0
-) -> dict[str, np.ndarray]:
+def random_inputs(executable: Executable | NodeExecutable | ProgramExecutable, seed: int = 0) -> dict[str, np.ndarray]:
     """Inputs of the right type and shape: normal numbers, and zeros for integers and booleans (they may index)."""
     generator = np.random.default_rng(seed)
     return {

@@ -311,7 +311,10 @@ ERRORS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "pass_option_value": ("compile M -o D/o --passes prune(ratio=half)", no_setup),
     "pass_syntax": ("compile M -o D/o --passes prune(ratio=0.5", no_setup),
     "target_unknown": ("compile M -o D/o --shape x=1x3x8x8 --target gameboy", no_setup),
-    "target_of_another_machine": ("compile M -o D/o --shape x=1x3x8x8 --target arm64-linux", no_setup),
+    "target_of_another_machine": (
+        "compile M -o D/o --shape x=1x3x8x8 --target arm64-linux --package library",
+        no_setup,
+    ),
     "recipe_missing": ("compile M -o D/o --recipe D/none.txt", no_setup),
     "not_an_artifact": ("inspect D", no_setup),
     "bench_peer": ("bench D --against tensorrt", no_setup),
