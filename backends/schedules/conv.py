@@ -21,7 +21,7 @@ from backends.schedules.depthwise import depthwise
 from backends.schedules.emit import Array, Emitter, Expr, Index
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.microkernel import Operands, plan
-from backends.schedules.product import GRAINS, Product, array_or_none, divide
+from backends.schedules.product import GRAINS, Product, array_or_none, divide, waves
 from backends.schedules.specs import ConvSpec
 from backends.schedules.winograd import winograd
 from backends.target import Target
@@ -161,12 +161,11 @@ def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
     height, blocks = cut.height, cut.blocks
     product = Product(outputs, depth, height * wide, target, spec.epilogue, spec.groups)
     panel, panels = _aligned(cut.inputs * per_channel * height * wide), outer * blocks
-    slots = min(panels, GRAINS) if parallel else 1
-    share = -(-panels // slots)
-    slots = -(-panels // share)
+    together = waves(panels, panel * 4, target) if parallel else 1
+    rounds = -(-panels // together)
 
     e = Emitter(symbol, parallel)
-    operands, x, scratch, params = _declare(e, spec, product, slots * panel, target)
+    operands, x, scratch, params = _declare(e, spec, product, together * panel, target)
     assert scratch is not None
 
     def start_row(block: Index) -> Index:
@@ -191,30 +190,23 @@ def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
             last = group >= groups - 1 if groups > 1 else True
             product.emit(e, first, tiles, start, sweeps, last, o, e.let(part.count * per_channel))
 
-    if panels == slots and parallel:
-        splits = min(product.sweeps, -(-GRAINS // panels))
-        each = -(-product.sweeps // splits)
-        splits = -(-product.sweeps // each)
+    splits = min(product.sweeps, -(-GRAINS // together)) if parallel else 1
+    each = -(-product.sweeps // splits)
+    splits = -(-product.sweeps // each)
+    with e.loop(rounds) as wave:
+        start = e.let(wave * together)
+        count: Index = together if panels % together == 0 else e.let(tirx.min(together, panels - start))
         with _parts(e, inputs, cut.inputs) as part:
-            with e.loop(e.let(panels * part.count), parallel=True) as job:
-                item = e.let(tirx.truncdiv(job, part.count))
-                slot = e.let(job - item * part.count)
-                gather(item, e.let(item * panel), e.let(part.first + slot), slot)
-            with e.loop(panels * splits, parallel=True) as job:
-                item, split = divide(e, job, splits)
-                start = e.let(split * each)
-                left = each if product.sweeps % each == 0 else e.let(tirx.min(each, product.sweeps - start))
-                multiply(item, e.let(item * panel), part, start, left)
-    else:
-        with e.loop(slots, parallel=True) as slot:
-            mine = share if panels % share == 0 else e.let(tirx.min(share, panels - slot * share))
-            with e.loop(mine) as j:
-                item, at = e.let(slot * share + j), e.let(slot * panel)
-                with _parts(e, inputs, cut.inputs) as part:
-                    with e.loop(part.count) as channel:
-                        gather(item, at, e.let(part.first + channel), channel)
-                    multiply(item, at, part, 0, product.sweeps)
-    return e.finish(), product, params, slots * panel * 4
+            with e.loop(e.let(count * part.count), parallel=True) as job:
+                place = e.let(tirx.truncdiv(job, part.count))
+                slot = e.let(job - place * part.count)
+                gather(e.let(start + place), e.let(place * panel), e.let(part.first + slot), slot)
+            with e.loop(e.let(count * splits), parallel=True) as job:
+                place, split = divide(e, job, splits)
+                sweep = e.let(split * each)
+                left = each if product.sweeps % each == 0 else e.let(tirx.min(each, product.sweeps - sweep))
+                multiply(e.let(start + place), e.let(place * panel), part, sweep, left)
+    return e.finish(), product, params, together * panel * 4
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ Index: TypeAlias = int | Expr
 
 #: Elements in a cache line.
 LINE = 16
+#: Bytes that a schedule may take from the stack for its scratch: threads of some C libraries have 128 KiB in all.
+STACK_BYTES = 16 << 10
 #: Equal shares of a parallel loop. A thread takes neighbouring ones, however few or many iterations there are: with
 #: as many shares as iterations, nine iterations for sixteen tasks would be eight for one thread and one for another.
 _SHARES = 64

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import tirx
 
-from backends.schedules.emit import Array, Emitter, Expr, Index, const, shuffle
+from backends.schedules.emit import STACK_BYTES, Array, Emitter, Expr, Index, const, shuffle
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.product import GRAINS, array_or_none
 from backends.schedules.rows import cover, load_part
@@ -21,7 +21,7 @@ _LOWEST = -float(np.finfo(np.float32).max)
 
 
 def pool2d(spec: PoolSpec, target: Target, parallel: bool = False) -> Kernel:
-    """y = max or average of windows of x; parameters x, scale (average only), y, workspace. pack() -> scale."""
+    """y = max or average of windows of x; parameters x, scale (average only), y, workspace?. pack() -> scale."""
     windows = Windows(
         height=spec.height,
         width=spec.width,
@@ -46,13 +46,15 @@ def pool2d(spec: PoolSpec, target: Target, parallel: bool = False) -> Kernel:
     x = e.param("x", planes * plane)
     scale = array_or_none(e, average, "scale", out_plane)
     y = e.param("y", planes * out_plane)
-    scratch = e.param("workspace", slots * windows.scratch)
+    on_stack = windows.scratch * 4 <= STACK_BYTES
+    workspace = None if on_stack else e.param("workspace", slots * windows.scratch)
 
     def combine(total: Expr, pixels: Expr, tap: Index, lanes: int) -> Expr:
         return total + pixels if average else largest(total, pixels)
 
     with e.loop(slots, parallel=True) as slot:
-        at = e.let(slot * windows.scratch)
+        scratch = workspace or e.stack(windows.scratch)
+        at = e.let(slot * windows.scratch) if workspace else 0
         windows.stage_edges(e, scratch, at, empty)
         with e.loop(share if planes % share == 0 else e.let(tirx.min(share, planes - slot * share))) as j:
             item = e.let(slot * share + j)
@@ -69,7 +71,7 @@ def pool2d(spec: PoolSpec, target: Target, parallel: bool = False) -> Kernel:
     def pack() -> dict[str, np.ndarray]:
         return {"scale": _reciprocal_counts(spec)} if average else {}
 
-    return Kernel(symbol, e.finish(), e.roles, slots * windows.scratch * 4, pack, spec.macs)
+    return Kernel(symbol, e.finish(), e.roles, 0 if on_stack else slots * windows.scratch * 4, pack, spec.macs)
 
 
 def largest(a: Expr, b: Expr) -> Expr:

@@ -164,6 +164,15 @@ def divide(e: Emitter, value: Index, by: int) -> tuple[Expr, Expr]:
     return quotient, e.let(value - quotient * by)
 
 
+def waves(items: int, nbytes: int, target: Target) -> int:
+    """How many of so many equal pieces of scratch, each `nbytes` large, are filled and used at a time.
+
+    All threads work on each wave, so that scratch stays near one second-level cache however many threads there are.
+    """
+    most = max(1, min(items, target.l2_bytes * 3 // 4 // nbytes))
+    return -(-items // -(-items // most))
+
+
 def array_or_none(e: Emitter, wanted: bool, role: str, elements: int, dtype: str = "float32") -> Array | None:
     """A parameter that exists only if `wanted`."""
     return e.param(role, elements, dtype) if wanted else None

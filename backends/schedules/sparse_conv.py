@@ -18,15 +18,13 @@ from backends.schedules.emit import Array, Emitter, Expr, Index, Registers
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.microkernel import LONG
-from backends.schedules.product import GRAINS, array_or_none, divide
+from backends.schedules.product import GRAINS, array_or_none, divide, waves
 from backends.schedules.sparse_tiles import FlatTiles, Vector, WindowTiles
 from backends.schedules.sparse_weights import sparse_weights
 from backends.schedules.specs import ConvSpec
 from backends.target import Target
 from compiler.errors import SecateurError
 
-#: Bands that are enough to share among threads.
-_FEWEST = 4
 #: Blocks between a prefetch and its use.
 _AHEAD = 4
 
@@ -111,10 +109,10 @@ class _Builder:
 
     def build(self) -> Kernel:
         conv = self.conv
-        problems, bands = conv.batch * conv.groups, self.tiles.bands
-        together = self.parallel and problems * bands < _FEWEST
-        slots = problems * bands if together else min(GRAINS, problems * bands) if self.parallel else 1
-        workspace = slots * self.tiles.scratch
+        items = conv.batch * conv.groups * self.tiles.bands
+        staged = self.tiles.scratch > 0
+        together = waves(items, self.tiles.scratch * 4, self.target) if self.parallel and staged else 1
+        workspace = together * self.tiles.scratch
         symbol = symbol_for("sparse_conv", self.spec, self.target, self.parallel)
         e = Emitter(symbol, self.parallel)
         self.x = e.param("x", conv.batch * conv.in_channels * conv.height * conv.width)
@@ -123,44 +121,41 @@ class _Builder:
         self.residual = array_or_none(e, conv.epilogue.residual, "residual", size)
         self.y = e.param("y", size)
         self.scratch = array_or_none(e, workspace > 0, "workspace", workspace)
-        if together:
-            self._together(e, problems)
+        if self.parallel and staged:
+            self._by_waves(e, items, together)
         else:
-            self._one_by_one(e, problems, slots)
+            self._one_by_one(e, items)
         return Kernel(symbol, e.finish(), e.roles, workspace * 4, self.pack, conv.macs)
 
-    def _one_by_one(self, e: Emitter, problems: int, slots: int) -> None:
-        """Each band is staged and computed in turn."""
-        items = problems * self.tiles.bands
-        share = -(-items // slots)
-        with e.loop(slots, parallel=True) as slot:
-            count: Index = share if items % slots == 0 else e.let(tirx.max(0, tirx.min(share, items - slot * share)))
-            at = e.let(slot * self.tiles.scratch)
-            with e.loop(count) as j:
-                problem, band = divide(e, e.let(slot * share + j), self.tiles.bands)
-                if self.scratch is not None:
-                    with e.loop(self.inputs) as channel:
-                        self.tiles.stage(e, self.x, self._image(e, problem), band, channel, self.scratch, at)
-                self._band(e, problem, band, at, 0, self.blocks)
+    def _one_by_one(self, e: Emitter, items: int) -> None:
+        """Each band is staged, if at all, and computed in turn."""
+        with e.loop(items, parallel=True) as item:
+            problem, band = divide(e, item, self.tiles.bands)
+            if self.scratch is not None:
+                with e.loop(self.inputs) as channel:
+                    self.tiles.stage(e, self.x, self._image(e, problem), band, channel, self.scratch, 0)
+            self._band(e, problem, band, 0, 0, self.blocks)
 
-    def _together(self, e: Emitter, problems: int) -> None:
-        """Few bands: all are staged, then all are computed, by several threads each."""
-        items, bands = problems * self.tiles.bands, self.tiles.bands
-        if self.scratch is not None:
-            with e.loop(items * self.inputs, parallel=True) as job:
-                item, channel = divide(e, job, self.inputs)
-                problem, band = divide(e, item, bands)
-                at = e.let(item * self.tiles.scratch)
-                self.tiles.stage(e, self.x, self._image(e, problem), band, channel, self.scratch, at)
-        splits = min(self.blocks, -(-GRAINS // items))
+    def _by_waves(self, e: Emitter, items: int, together: int) -> None:
+        """So many bands at a time: all are staged, then all are computed, by several threads each if they are few."""
+        assert self.scratch is not None
+        splits = min(self.blocks, -(-GRAINS // together))
         each = -(-self.blocks // splits)
         splits = -(-self.blocks // each)
-        with e.loop(items * splits, parallel=True) as job:
-            item, split = divide(e, job, splits)
-            problem, band = divide(e, item, bands)
-            first = e.let(split * each)
-            count: Index = each if self.blocks % each == 0 else e.let(tirx.min(each, self.blocks - first))
-            self._band(e, problem, band, e.let(item * self.tiles.scratch), first, count)
+        with e.loop(-(-items // together)) as wave:
+            start = e.let(wave * together)
+            here: Index = together if items % together == 0 else e.let(tirx.min(together, items - start))
+            with e.loop(here * self.inputs, parallel=True) as job:
+                place, channel = divide(e, job, self.inputs)
+                problem, band = divide(e, e.let(start + place), self.tiles.bands)
+                at = e.let(place * self.tiles.scratch)
+                self.tiles.stage(e, self.x, self._image(e, problem), band, channel, self.scratch, at)
+            with e.loop(here * splits, parallel=True) as job:
+                place, split = divide(e, job, splits)
+                problem, band = divide(e, e.let(start + place), self.tiles.bands)
+                first = e.let(split * each)
+                count: Index = each if self.blocks % each == 0 else e.let(tirx.min(each, self.blocks - first))
+                self._band(e, problem, band, e.let(place * self.tiles.scratch), first, count)
 
     def _image(self, e: Emitter, problem: Index) -> Index:
         return e.let(problem * (self.inputs * self.conv.height * self.conv.width))
