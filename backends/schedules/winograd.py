@@ -7,6 +7,7 @@ large. Relative errors are about 3e-7 and 1e-6 (see `toom_cook`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 from tvm import tirx
 
 from backends.schedules import rows as row_copies
-from backends.schedules.emit import Emitter, Expr, Index
+from backends.schedules.emit import STACK_BYTES, Array, Emitter, Expr, Index
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.microkernel import LONG, Operands, plan
@@ -31,8 +32,10 @@ __all__ = ["SIZES", "Tiling", "applies", "winograd"]
 _PRODUCT, _FAR, _TRANSFORMED, _STAGED = 0.85, 0.16, 4.9, 55.0
 #: Cycles per byte of weights at least: what comes from memory and is used once.
 _WEIGHTS = 0.2
-#: Points of a block may take so many second-level caches.
-_MOST_POINTS = 2.5
+#: Points of a block may take so many second-level caches, or so many times what goes in and comes out.
+_MOST_CACHES, _MOST_IMAGES = 1.75, 1.5
+#: Parts that the output channels may be computed in, and the fewest channels of one.
+_PARTS, _FEWEST = (1, 2, 4), 32
 
 
 def applies(spec: ConvSpec) -> bool:
@@ -51,21 +54,28 @@ class Piece:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of m x m outputs: `down` rows of `across` tiles, of which `rows` rows are in flight at once."""
+    """Tiles of m x m outputs: `down` rows of `across` tiles, of which `rows` rows are in flight at once.
+
+    parts: the output channels are computed in so many equal parts, so that fewer sums wait for their way out.
+    """
 
     spec: ConvSpec
     target: Target
     m: int
     rows: int
+    parts: int = 1
 
     @classmethod
     def of(cls, spec: ConvSpec, target: Target, m: int) -> Tiling:
-        """The number of rows with the least estimated cycles."""
+        """The number of rows and parts with the least estimated cycles."""
         down = -(-spec.out_height // m)
         heights = sorted({-(-down // blocks) for blocks in range(1, down + 1)})
-        tilings = [cls(spec, target, m, rows) for rows in heights]
-        most = _MOST_POINTS * target.l2_bytes
-        fitting = [t for t in tilings if t.points_bytes <= most] or tilings[:1]
+        channels = spec.out_channels
+        divisors = [n for n in _PARTS if n == 1 or (channels % n == 0 and channels // n >= _FEWEST)]
+        tilings = [cls(spec, target, m, rows, parts) for rows in heights for parts in divisors]
+        images = spec.in_channels * spec.height * spec.width + channels * spec.out_height * spec.out_width
+        most = max(_MOST_CACHES * target.l2_bytes, _MOST_IMAGES * 4 * images)
+        fitting = [t for t in tilings if t.points_bytes <= most] or tilings[len(divisors) - 1 : len(divisors)]
         return min(fitting, key=lambda tiling: tiling.cycles)
 
     @property
@@ -117,6 +127,11 @@ class Tiling:
         """Elements per channel and point: the tiles, and what vectors write beyond the last."""
         return (self.rows - self.together) * self.across + max(p.first + p.width for p in self.pieces)
 
+    @property
+    def outputs(self) -> int:
+        """Output channels of a part."""
+        return self.spec.out_channels // self.parts
+
     def elements(self, channels: int) -> int:
         """Elements of one point of all channels: an odd number of cache lines, so that points do not share sets."""
         return (-(-channels * self.pitch // 16) | 1) * 16
@@ -124,7 +139,7 @@ class Tiling:
     @property
     def points_bytes(self) -> int:
         """Bytes of all points of a block, before and after the products."""
-        return 4 * self.points * (self.elements(self.spec.in_channels) + self.elements(self.spec.out_channels))
+        return 4 * self.points * (self.elements(self.spec.in_channels) + self.elements(self.outputs))
 
     @property
     def line(self) -> int:
@@ -146,7 +161,7 @@ class Tiling:
     def cycles(self) -> float:
         """Estimated cycles of the convolution on one core."""
         spec, lanes = self.spec, self.target.lanes()
-        product = self.points * plan(self.tiles, spec.out_channels, self.target).cost * spec.in_channels
+        product = self.parts * self.points * plan(self.tiles, self.outputs, self.target).cost * spec.in_channels
         far = max(0, self.points_bytes - self.target.l2_bytes)
         vectors = -(-self.rows // self.together) * sum(max(0.5, p.width / lanes) for p in self.pieces)
         transformed = vectors * self.points * (spec.in_channels + spec.out_channels)
@@ -164,72 +179,71 @@ class _Builder:
     def __init__(self, spec: ConvSpec, target: Target, parallel: bool, m: int) -> None:
         self.spec, self.target, self.parallel, self.m = spec, target, parallel, m
         self.tiling, self.transforms = Tiling.of(spec, target, m), ToomCook.of(m)
-        outputs, inputs, tiles = spec.out_channels, spec.in_channels, self.tiling.tiles
-        self.product = Product(outputs, inputs, tiles, target, Epilogue(), self.tiling.points)
-        self.inputs = self.tiling.elements(spec.in_channels)
-        self.outputs = self.tiling.elements(spec.out_channels)
+        tiling, matrices = self.tiling, self.tiling.parts * self.tiling.points
+        self.product = Product(tiling.outputs, spec.in_channels, tiling.tiles, target, Epilogue(), matrices)
+        self.inputs, self.outputs = tiling.elements(spec.in_channels), tiling.elements(tiling.outputs)
         share = -(-spec.in_channels // min(spec.in_channels, 2 * GRAINS)) if parallel else spec.in_channels
         self.share, self.slots = share, -(-spec.in_channels // share)
+        self.on_stack = tiling.scratch * 4 <= STACK_BYTES
 
     def build(self) -> Kernel:
         spec, epilogue, tiling, product = self.spec, self.spec.epilogue, self.tiling, self.product
         symbol = symbol_for(f"winograd{self.m}", spec, self.target, self.parallel)
         self.sums_at = tiling.points * self.inputs
         self.stage_at = self.sums_at + tiling.points * self.outputs
-        workspace = self.stage_at + self.slots * tiling.scratch
+        workspace = self.stage_at + (0 if self.on_stack else self.slots * tiling.scratch)
         self.out_plane = spec.out_height * spec.out_width
 
         e = Emitter(symbol, self.parallel)
         self.x = e.param("x", spec.batch * spec.in_channels * spec.height * spec.width)
-        self.w = e.param("w", tiling.points * product.packed_weights)
+        self.w = e.param("w", product.matrices * product.packed_weights)
         self.bias = array_or_none(e, epilogue.bias, "bias", spec.out_channels)
         size = spec.batch * spec.out_channels * self.out_plane
         self.residual = array_or_none(e, epilogue.residual, "residual", size)
         self.y = e.param("y", size)
         self.scratch = e.param("workspace", workspace)
 
-        with e.loop(self.slots, parallel=True) as slot:
-            lanes = self.target.lanes()
-            row_copies.fill(e, self.scratch, self._stage(e, slot), tiling.scratch, lanes, 0.0)
         with e.loop(spec.batch) as image, e.loop(tiling.blocks) as block:
             first = e.let(tirx.min(block * tiling.rows, tiling.down - tiling.rows)) if tiling.blocks > 1 else 0
             with e.loop(self.slots, parallel=True) as slot:
-                at = self._stage(e, slot)
+                stage = e.stack(tiling.scratch) if self.on_stack else self.scratch
+                at = 0 if self.on_stack else e.let(slot * tiling.scratch + self.stage_at)
+                row_copies.fill(e, stage, at, tiling.scratch, self.target.lanes(), 0.0)
                 with e.loop(self.share) as j:
                     channel = e.let(slot * self.share + j)
                     with e.when(True if spec.in_channels % self.share == 0 else channel < spec.in_channels):
-                        self._stage_rows(e, e.let(image * spec.in_channels + channel), first, at)
-                        self._to_points(e, at, e.let(channel * tiling.pitch))
-            product.emit_blocks(e, tiling.points, lambda point: self._operands(e, point))
-            with e.loop(spec.out_channels, parallel=True) as channel:
-                self._from_points(e, image, channel, first)
+                        self._stage_rows(e, e.let(image * spec.in_channels + channel), first, stage, at)
+                        self._to_points(e, stage, at, e.let(channel * tiling.pitch))
+            with e.loop(tiling.parts) as part:
+                product.emit_blocks(e, tiling.points, functools.partial(self._operands, e, part))
+                with e.loop(tiling.outputs, parallel=True) as channel:
+                    self._from_points(e, image, part, channel, first)
         return Kernel(symbol, e.finish(), e.roles, workspace * 4, self.pack, spec.macs)
 
     def pack(self, weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Weights [out, in, 3, 3] and bias [out] as the kernel reads them."""
-        points = self.transforms.pack(weights)
-        packed = {"w": np.concatenate([self.product.pack_weights(point) for point in points])}
+        points, n = self.transforms.pack(weights), self.tiling.outputs
+        parts = [point[part * n : part * n + n] for part in range(self.tiling.parts) for point in points]
+        packed = {"w": np.concatenate([self.product.pack_weights(part) for part in parts])}
         if self.spec.epilogue.bias:
             full = np.zeros(self.spec.out_channels, np.float32) if bias is None else bias
             packed["bias"] = np.ascontiguousarray(full, np.float32).reshape(-1)
         return packed
 
-    def _stage(self, e: Emitter, slot: Index) -> Index:
-        return e.let(slot * self.tiling.scratch + self.stage_at)
-
-    def _operands(self, e: Emitter, point: Expr) -> Operands:
+    def _operands(self, e: Emitter, part: Expr, point: Expr) -> Operands:
+        matrix = e.let(part * self.tiling.points + point)
         return Operands(
             x=self.scratch,
             x_at=e.let(point * self.inputs),
             x_step=self.tiling.pitch,
             w=self.w,
-            w_at=e.let(point * self.product.packed_weights),
+            w_at=e.let(matrix * self.product.packed_weights),
             y=self.scratch,
             y_at=e.let(point * self.outputs + self.sums_at),
             y_channel=self.tiling.pitch,
         )
 
-    def _stage_rows(self, e: Emitter, plane: Expr, first: Index, at: Index) -> None:
+    def _stage_rows(self, e: Emitter, plane: Expr, first: Index, stage: Array, at: Index) -> None:
         """Copy the rows of pixels that a block reads; columns beyond the image stay zero."""
         spec, tiling, lanes = self.spec, self.tiling, self.target.lanes()
         top, left = spec.pads[:2]
@@ -240,10 +254,10 @@ class _Builder:
             length = min(spec.width, tiling.line - left)
 
             def inside(source: Index = source, to: Index = to, length: int = length) -> None:
-                row_copies.copy(e, self.scratch, to + left, self.x, source, 1, length, lanes)
+                row_copies.copy(e, stage, to + left, self.x, source, 1, length, lanes)
 
             def outside(to: Index = to) -> None:
-                row_copies.fill(e, self.scratch, to, tiling.line, lanes, 0.0)
+                row_copies.fill(e, stage, to, tiling.line, lanes, 0.0)
 
             e.choose(tirx.all(row >= 0, row < spec.height) if leaves else True, inside, outside)
 
@@ -256,13 +270,13 @@ class _Builder:
             exact = tiling.rows % tiling.together == 0
             yield first if exact else e.let(tirx.min(first, tiling.rows - tiling.together))
 
-    def _to_points(self, e: Emitter, at: Index, channel: Index) -> None:
+    def _to_points(self, e: Emitter, stage: Array, at: Index, channel: Index) -> None:
         """All points of every tile of one staged channel."""
         tiling, m, size = self.tiling, self.m, self.tiling.size
         for first in self._groups(e, tiling):
             base, to = e.let(at + first * (m * tiling.line)), e.let(channel + first * tiling.across)
             for piece in tiling.pieces:
-                across = [self._pixels(e, base + i * tiling.line, piece) for i in range(size)]
+                across = [self._pixels(e, stage, base + i * tiling.line, piece) for i in range(size)]
                 across = [multiply(e, self.transforms.to_points, row) for row in across]
                 for j in range(size):
                     column = multiply(e, self.transforms.to_points, [across[i][j] for i in range(size)])
@@ -270,7 +284,7 @@ class _Builder:
                         place = to + ((i * size + j) * self.inputs + piece.first)
                         self.scratch.store(place, value, piece.width)
 
-    def _pixels(self, e: Emitter, base: Index, piece: Piece) -> list[Expr]:
+    def _pixels(self, e: Emitter, stage: Array, base: Index, piece: Piece) -> list[Expr]:
         """Pixel j of each tile of a vector, for every j; `base` is where the first row of tiles begins."""
         tiling, m = self.tiling, self.m
         lanes = min(self.target.lanes(), power_of_two_above(max(piece.count * m, piece.width)))
@@ -279,7 +293,7 @@ class _Builder:
             phases = range(min(m, tiling.size - start))
             reach = (piece.count - 1) * m + len(phases)
             vectors = [
-                e.name(self.scratch.load(base + (r * m * tiling.line + piece.first * m + start + offset), lanes))
+                e.name(stage.load(base + (r * m * tiling.line + piece.first * m + start + offset), lanes))
                 for r in range(tiling.together)
                 for offset in range(0, reach, lanes)
             ]
@@ -292,11 +306,12 @@ class _Builder:
                 columns.append(e.name(gather(e, vectors, places)))
         return columns
 
-    def _from_points(self, e: Emitter, image: Expr, channel: Expr, first_tile: Index) -> None:
-        """The outputs of one channel, from the sums at all points."""
+    def _from_points(self, e: Emitter, image: Expr, part: Expr, place: Expr, first_tile: Index) -> None:
+        """The outputs of the channel at `place` of a part, from the sums at all points."""
         spec, tiling, m, size = self.spec, self.tiling, self.m, self.tiling.size
+        channel = e.let(part * tiling.outputs + place)
         plane = e.let((image * spec.out_channels + channel) * self.out_plane)
-        source = e.let(channel * tiling.pitch + self.sums_at)
+        source = e.let(place * tiling.pitch + self.sums_at)
         for first in self._groups(e, tiling):
             start, row = e.let(source + first * tiling.across), e.let((first + first_tile) * m)
             for piece in tiling.pieces:
