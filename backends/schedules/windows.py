@@ -72,8 +72,6 @@ class Geometry:
 class Windows(Geometry):
     """Windows over a staged block of the padded plane; everything a schedule asks is derived."""
 
-    block_rows: int = 0
-
     @property
     def phases(self) -> list[int]:
         """Remainders of staged columns modulo the stride that some tap reads."""
@@ -97,9 +95,7 @@ class Windows(Geometry):
 
     @property
     def block(self) -> int:
-        """Output rows per staged block: `block_rows` if given, else half the first-level cache, evenly divided."""
-        if self.block_rows:
-            return self.block_rows
+        """Output rows per staged block: half the first-level cache, evenly divided."""
         budget = self.target.l1_bytes // 2
         most = max(1, (budget // (4 * self.line) - self.staged_rows(1)) // self.strides[0] + 1)
         if most >= self.out_height:
