@@ -9,7 +9,7 @@ DATA ?= data/fashion-mnist
 PYTHON311 ?= python3.11
 DEEPSPARSE := build/deepsparse
 
-.PHONY: help demo test check format bench bench-quick bench-deepsparse bench-size conformance coverage accuracy clean
+.PHONY: help demo test check format bench bench-quick bench-deepsparse bench-wasm bench-size conformance coverage accuracy clean
 help:
 	@echo "make demo         compile, prune, run and measure the bundled model"
 	@echo "make test         run the tests"
@@ -19,6 +19,8 @@ help:
 	@echo "make bench-quick  MobileNetV1 and ResNet-18, dense and 90 % sparse, one thread (a minute)"
 	@echo "make bench-deepsparse  the same networks beside DeepSparse, in a virtual environment of its own (Python 3.11;"
 	@echo "                  PYTHON311=…); adds its section to docs/performance.md"
+	@echo "make bench-wasm   WebAssembly in Node and Chromium beside ONNX Runtime Web (Node 20, npm); its section of docs/web.md"
+	@echo "                  (MODELS=MobileNetV1 VARIANTS=0,half,90 SECONDS=6: less)"
 	@echo "make bench-size   grouping and pruning of 10,000 layers and of 8 billion parameters"
 	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
 	@echo "make coverage     groups, prunable share and certificate of the zoo's architectures, then the whole test"
@@ -82,6 +84,16 @@ $(DEEPSPARSE)/.installed:
 
 bench-deepsparse: $(VENV)/.installed-test $(DEEPSPARSE)/.installed
 	$(BIN)/python -W ignore -m tests.benchmarks.bench --deepsparse --models "$(MODELS)" --sparsity "$(SPARSITY)" \
+		$(if $(SECONDS),--seconds $(SECONDS))
+
+build/bench-web/.installed: tests/benchmarks/web/package.json
+	mkdir -p build/bench-web
+	cp tests/benchmarks/web/package.json build/bench-web/
+	npm install --prefix build/bench-web --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+bench-wasm: $(VENV)/.installed-test build/bench-web/.installed
+	$(BIN)/python -W ignore -m tests.benchmarks.bench_web --models "$(MODELS)" --variants "$(VARIANTS)" --write \
 		$(if $(SECONDS),--seconds $(SECONDS))
 
 bench-quick: $(VENV)/.installed-bench

@@ -44,3 +44,18 @@ PERFORMANCE = Page(
         "Compiling, size, memory",
     ),
 )
+WEB = Page(
+    _DOCS / "web.md",
+    "On the web",
+    (
+        "Compile",
+        "Run it",
+        "With a bundler",
+        "Workers, threads, memory",
+        "Security",
+        "A page that shows it",
+        "What can go wrong",
+        "What was measured",
+        "What is missing",
+    ),
+)
