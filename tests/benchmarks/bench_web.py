@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.bench_web [--models …] [--variants …] [--seconds …]`: WebAssembly beside ONNX Runtime Web.
+"""`python -m tests.benchmarks.bench_web [--models …] [--variants …]`: WebAssembly beside ONNX Runtime Web.
 
 Each case is compiled, run in Node and (where it is installed) in headless Chromium, compared with ONNX Runtime, and
 timed in Node in turns with ONNX Runtime Web. What was found is kept in build/bench-web; `--write` puts all of it into
@@ -195,10 +195,9 @@ def page(found: dict[Case, dict[str, Any]]) -> str:
     """The section's text."""
     first = next(iter(found.values()))
     version = json.loads((WORK / "node_modules" / "onnxruntime-web" / "package.json").read_text())["version"]
-    rows = [
-        "| network | | SIMD | relaxed SIMD | ONNX Runtime Web, dense | the same file | gain | gain, relaxed | goal | code | difference |"
-    ]
-    rows.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    heads = ("network", "", "SIMD", "relaxed SIMD", "ONNX Runtime Web, dense", "the same file")
+    heads += ("gain", "gain, relaxed", "goal", "code", "difference")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case, facts in found.items():
         times = {side: median(values) for side, values in facts["times"].items()}
         goal = GOALS.get((case.model, case.variant))

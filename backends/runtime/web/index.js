@@ -259,7 +259,8 @@ async function read(source, file, options) {
   const url = absolute(source);
   try {
     if (url.protocol === "file:" && globalThis.process?.versions?.node) {
-      const { readFile } = await import(/* webpackIgnore: true */ /* @vite-ignore */ "node:fs/promises");
+      const builtin = "node:fs/promises"; // not spelt in the import: bundlers would look for it
+      const { readFile } = await import(/* webpackIgnore: true */ /* @vite-ignore */ builtin);
       return new Uint8Array(await readFile(url, { signal: options.signal ?? undefined }));
     }
     const response = await fetch(url, { signal: options.signal ?? undefined });
