@@ -74,8 +74,14 @@ class SparseConvSpec:
 
     def registers(self, target: Target) -> int:
         """Vector registers in use at once."""
-        vectors = len(self.tiles(target).vectors)
-        return vectors * self.block * self.unroll + (vectors if self.block > 1 else 0) + 1
+        return sparse_registers(len(self.tiles(target).vectors), self.block, self.unroll, target)
+
+
+def sparse_registers(vectors: int, block: int, unroll: int, target: Target) -> int:
+    """Vector registers that so many vectors of pixels by a block of channels use at once."""
+    if target.loads_first:
+        return vectors * block * unroll + vectors + block + 1
+    return vectors * block * unroll + (vectors if block > 1 else 0) + 1
 
 
 def sparse_conv2d(spec: SparseConvSpec, target: Target, parallel: bool = False) -> Kernel:

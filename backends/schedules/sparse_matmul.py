@@ -15,7 +15,7 @@ from tvm import tirx
 from backends.schedules.emit import Array, Emitter, Expr, Index
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.product import GRAINS, array_or_none
-from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d
+from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d, sparse_registers
 from backends.schedules.sparse_tiles import Vector, line
 from backends.schedules.sparse_weights import sparse_weights
 from backends.schedules.specs import ConvSpec, MatMulSpec
@@ -65,8 +65,7 @@ class SparseMatMulSpec:
         conv = self.as_convolution()
         if conv is not None:
             return conv.registers(target)
-        vectors = self.tile(target)[1]
-        return vectors * self.block * self.unroll + (vectors if self.block > 1 else 0) + 1
+        return sparse_registers(self.tile(target)[1], self.block, self.unroll, target)
 
     def as_convolution(self) -> SparseConvSpec | None:
         """The same product as a 1x1 convolution, where no operand need be turned round."""
