@@ -11,13 +11,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from backends.costs import sparse_costs
 from backends.schedules.kernel import Kernel
 from backends.schedules.sparse_conv import SparseConvSpec
 from backends.schedules.sparse_depthwise import SparseDepthwiseSpec, sparse_depthwise
 from backends.schedules.specs import ConvSpec
 from backends.selection import (
-    BLOCK_CYCLES,
-    ROW_CYCLES,
     Candidate,
     Choice,
     Stored,
@@ -74,13 +73,14 @@ def _make(pair: SparseDepthwiseSpec, target: Target, parallel: bool) -> Kernel:
 
 def pair_cycles(pair: SparseDepthwiseSpec, stored: Stored, target: Target) -> float:
     """Cycles of a pair whose weights are stored so."""
+    costs = sparse_costs(target)
     first, tiles, size = pair.first.conv, pair.tiles(target), pair.first.block
     band = 4 * first.in_channels * tiles.pixels
     vectors = sum(max(0.5, v.width / target.lanes()) for v in tiles.vectors)
     load = load_cycles(band, first.height * first.width % target.lanes() == 0, target)
-    work = work_cycles(stored, vectors, pair.first.unroll, load)
+    work = work_cycles(stored, vectors, pair.first.unroll, load, costs)
     blocks = -(-first.out_channels // size)
-    store = blocks * (size * (len(tiles.vectors) * _STORE + ROW_CYCLES) + BLOCK_CYCLES)
+    store = blocks * (size * (len(tiles.vectors) * _STORE + costs.row) + costs.block)
     return first.batch * pair.bands(target) * tiles.bands * (work + store) + _windows_cycles(pair.second, target)
 
 

@@ -1,7 +1,7 @@
 """Which schedule and format each layer gets, by a cost model of the machine.
 
-Costs are in cycles of one core, with one whole-vector multiply-add a cycle as the unit; the constants were fitted to
-measurements (see docs/performance.md) and say how much a vector costs from each level of memory.
+Costs are in cycles of one core, with one whole-vector multiply-add a cycle as the unit; the constants (see costs.py)
+say how much a vector costs from each level of memory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backends.costs import SparseCosts, sparse_costs
 from backends.formats import BlockCSR, find_nm
 from backends.schedules.conv import conv2d
 from backends.schedules.dense_cost import dense_methods, direct_schedule
@@ -264,30 +265,16 @@ def _make(schedule: Callable[..., Kernel], spec: object, target: Target, paralle
     return schedule(spec, target, parallel)
 
 
-#: Cycles of a multiply-add with a vector from the first-level cache, with one there across a line's end, and with one
-#: from the second level: the share of far ones grows until a tile is so many first-level caches large.
-_NEAR, _ACROSS, _FAR, _FAR_ACROSS, _ALL_FAR = 0.95, 1.65, 2.2, 2.55, 2.5
-#: What is added when a tile fills the second-level cache one and a half times; half of it is free.
-_DISTANT = 2.0
-#: Cycles per entry, per channel of an entry's block, and per stored piece of a vector.
-_ENTRY, _CHANNEL, _STORE = 1.1, 0.27, 3.0
-#: Cycles per block, and per channel of it.
-BLOCK_CYCLES, ROW_CYCLES = 9.0, 1.1
-#: Cycles of starting and ending the loop over a pattern's columns.
-_LIST = 5.0
-#: Cycles of copying a vector into staged memory, and of turning an element round.
-_COPY, _TURN = 2.9, 0.15
-
-
 def sparse_conv_cycles(spec: SparseConvSpec, stored: Stored, target: Target) -> float:
     """Cycles of a sparse convolution whose weights are stored so."""
+    costs = sparse_costs(target)
     conv, tiles, lanes, size = spec.conv, spec.tiles(target), target.lanes(), spec.block
     vectors = sum(_cost(v, lanes) for v in tiles.vectors)
     count = conv.batch * tiles.bands * tiles.tiles_per_band
-    work = work_cycles(stored, vectors, spec.unroll, load_cycles(tiles.footprint * 4, tiles.aligned, target))
+    work = work_cycles(stored, vectors, spec.unroll, load_cycles(tiles.footprint * 4, tiles.aligned, target), costs)
     blocks = conv.groups * -(-(conv.out_channels // conv.groups) // size)
-    store = size * (sum(len(v.pieces) for v in tiles.vectors) * _STORE + ROW_CYCLES) + BLOCK_CYCLES
-    staged = _COPY * conv.batch * conv.groups * tiles.bands * tiles.scratch / lanes
+    store = size * (sum(len(v.pieces) for v in tiles.vectors) * costs.store + costs.row) + costs.block
+    staged = costs.copy * conv.batch * conv.groups * tiles.bands * tiles.scratch / lanes
     return count * (work + blocks * store) + staged
 
 
@@ -296,32 +283,34 @@ def sparse_matmul_cycles(spec: SparseMatMulSpec, stored: Stored, target: Target)
     conv = spec.as_convolution()
     if conv is not None:
         return sparse_conv_cycles(conv, stored, target)
+    costs = sparse_costs(target)
     product, lanes, size = spec.matmul, target.lanes(), spec.block
     length, vectors, count = spec.tile(target)
     footprint = product.k * vectors * lanes * 4
-    work = work_cycles(stored, vectors, spec.unroll, load_cycles(footprint, True, target))
+    work = work_cycles(stored, vectors, spec.unroll, load_cycles(footprint, True, target), costs)
     blocks = -(-product.n // size)
-    turned = _TURN * length * (product.k + product.n)
-    return count * (work + blocks * (size * (vectors * _STORE + ROW_CYCLES) + BLOCK_CYCLES) + turned)
+    turned = costs.turn * length * (product.k + product.n)
+    return count * (work + blocks * (size * (vectors * costs.store + costs.row) + costs.block) + turned)
 
 
 def load_cycles(footprint: int, aligned: bool, target: Target) -> float:
     """Cycles of loading a vector of a tile that reads `footprint` bytes."""
-    far = min(1.0, max(0.0, (footprint / target.l1_bytes - 0.4) / (_ALL_FAR - 0.4)))
-    near, beyond = (_NEAR, _FAR) if aligned else (_ACROSS, _FAR_ACROSS)
+    costs = sparse_costs(target)
+    far = min(1.0, max(0.0, (footprint / target.l1_bytes - 0.4) / (costs.all_far - 0.4)))
+    near, beyond = (costs.near, costs.far) if aligned else (costs.across, costs.far_across)
     distant = min(1.0, max(0.0, footprint / target.l2_bytes - 0.5))
-    return near + far * (beyond - near) + distant * _DISTANT
+    return near + far * (beyond - near) + distant * costs.distant
 
 
-def work_cycles(stored: Stored, vectors: float, unroll: int, load: float) -> float:
+def work_cycles(stored: Stored, vectors: float, unroll: int, load: float, costs: SparseCosts) -> float:
     """Cycles of all entries against one tile of `vectors` vectors."""
     size = stored.block
     if stored.patterns:
-        per_entry = vectors * (load - _NEAR) * 0.8 + _ENTRY
-        return stored.values * vectors + stored.entries * per_entry + stored.lists * _LIST
+        per_entry = vectors * (load - costs.near) * 0.8 + costs.entry
+        return stored.values * vectors + stored.entries * per_entry + stored.lists * costs.list
     if size == 1:
-        return stored.entries * (max(vectors * load, 4.0 / unroll) + _ENTRY)
-    return stored.entries * (max(vectors * (size + (load - _NEAR) / size), 4.0) + _CHANNEL * size)
+        return stored.entries * (max(vectors * load, costs.least_single / unroll) + costs.entry)
+    return stored.entries * (max(vectors * (size + (load - costs.near) / size), costs.least) + costs.channel * size)
 
 
 def _cost(vector: Vector, lanes: int) -> float:
