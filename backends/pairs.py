@@ -58,8 +58,11 @@ def pair_candidates(first: ConvSpec, weights: np.ndarray, second: ConvSpec, targ
     if not plain.supported(target):
         return
     for stored in encodings([np.asarray(weights).reshape(first.out_channels, -1)]):
+        form = functools.partial(
+            SparseConvSpec, first, stored.block, patterns=stored.patterns, nm=stored.nm, deltas=stored.deltas
+        )
         for vectors in _VECTORS:
-            sparse = SparseConvSpec(first, stored.block, vectors, patterns=stored.patterns, nm=stored.nm)
+            sparse = form(vectors=vectors)
             pair = SparseDepthwiseSpec(sparse, second)
             if pair.supported(target) and pair.first.registers(target) <= target.vector_registers:
                 make = functools.partial(_make, pair)

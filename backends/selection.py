@@ -32,6 +32,8 @@ _DENSEST = 0.65
 #: times as large as they are.
 _MARGIN, _MARGIN_EXPANDED = 0.95, 1.1
 BLOCKS = (1, 2, 4)
+#: Bytes of weights that no cache keeps from one run to the next.
+_MUCH = 1 << 20
 #: Cost of N:M over CSR with as many entries: positions are shorter, but windows of many taps take more arithmetic.
 _NM, _NM_TAPS = 0.97, 1.06
 #: Rows of a block share too few columns for patterns below this density.
@@ -200,6 +202,7 @@ class Stored:
     lists: int
     penalty: float = 1.0
     nm: tuple[int, int] | None = None
+    deltas: bool = False
 
     @property
     def name(self) -> str:
@@ -215,8 +218,9 @@ def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) 
     """The best tiles for each format."""
     grouped = np.asarray(weights).reshape(spec.groups, spec.out_channels // spec.groups, -1)
     for stored in encodings(list(grouped), spec.kernel[0] * spec.kernel[1]):
+        deltas = stored.deltas and SparseConvSpec(spec).packs
         tiles = [
-            SparseConvSpec(spec, stored.block, vectors, 1, packed, stored.patterns, stored.nm)
+            SparseConvSpec(spec, stored.block, vectors, 1, packed, stored.patterns, stored.nm, deltas)
             for vectors in VECTORS
             for packed in (False, True)
         ]
@@ -230,7 +234,7 @@ def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) 
 def sparse_matmul_candidates(spec: MatMulSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
     """The best tiles for each format."""
     for stored in encodings([outputs_first(spec, weights)]):
-        format_of = functools.partial(SparseMatMulSpec, patterns=stored.patterns, nm=stored.nm)
+        format_of = functools.partial(SparseMatMulSpec, patterns=stored.patterns, nm=stored.nm, deltas=stored.deltas)
         tiles = [format_of(spec, stored.block, vectors) for vectors in VECTORS]
         fitting = [t for t in tiles if t.registers(target) <= target.vector_registers]
         costs = sorted(((sparse_matmul_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0])
@@ -252,10 +256,13 @@ def encodings(matrices: list[np.ndarray], taps: int = 1) -> Iterator[Stored]:
         if len(matrices[0]) < block:
             continue
         blocks = sum(-(-len(matrix) // block) for matrix in matrices)
-        entries = sum(BlockCSR.encode(matrix, block).entries for matrix in matrices)
+        encoded = [BlockCSR.encode(matrix, block) for matrix in matrices]
+        entries = sum(part.entries for part in encoded)
+        # Adding up distances takes a hundredth of the time of single weights, unless they come from afar.
+        near = (block > 1 or entries * 6 > _MUCH) and all(part.fits_bytes for part in encoded)
         fill = nonzeros / max(1, entries * block)
         if fill >= 0.5 or block == 1:
-            yield Stored(block, False, entries, entries * block, blocks, 1.0 + 0.15 * (1 - fill))
+            yield Stored(block, False, entries, entries * block, blocks, 1.0 + 0.15 * (1 - fill), deltas=near)
         if block > 1 and fill < 0.95 and _SPARSEST_PATTERNS <= density <= _DENSEST:
             # The columns that some row of a block uses are the same for both formats.
             yield Stored(block, True, entries, nonzeros, blocks * ((1 << block) - 1))

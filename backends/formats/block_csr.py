@@ -7,6 +7,7 @@ predictors like. Where the channels of a block differ, their missing entries are
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,10 +75,23 @@ class BlockCSR:
         """Blocks of values stored, filling included."""
         return len(self.columns)
 
+    @functools.cached_property
+    def deltas(self) -> np.ndarray:
+        """int32 [entries]: how far each column is from the one before it in its block, the first from column 0."""
+        deltas = np.diff(self.columns, prepend=0)
+        begins = self.starts[:-1][np.diff(self.starts) > 0] * self.unroll
+        deltas[begins] = self.columns[begins]
+        return deltas
+
+    @property
+    def fits_bytes(self) -> bool:
+        """True if every delta is less than 256."""
+        return self.entries == 0 or int(self.deltas.max()) < 1 << 8
+
     @property
     def nbytes(self) -> int:
-        """Bytes of values, columns of two bytes (four where `width` needs them), starts and order."""
-        index = 2 if self.width <= 1 << 16 else 4
+        """Bytes of values, columns (deltas of a byte where they fit, else two bytes or four), starts and order."""
+        index = 1 if self.fits_bytes else 2 if self.width <= 1 << 16 else 4
         return self.values.nbytes + self.entries * index + self.starts.nbytes + self.order.nbytes
 
 

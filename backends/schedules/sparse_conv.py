@@ -36,7 +36,8 @@ class SparseConvSpec:
     vectors: vectors of pixels in a register tile. unroll: sums per pixel and channel, to hide the latency of
     multiply-adds in small tiles. packed: 1x1 windows copy each tile of pixels to aligned memory first. patterns:
     inputs are grouped by the channels of a block that use them, instead of filling blocks up with zeros. nm: of every
-    so many consecutive inputs so many are stored, (2, 4) for 2:4.
+    so many consecutive inputs so many are stored, (2, 4) for 2:4. deltas: 1x1 windows store the distance from one input
+    to the next, a byte.
     """
 
     conv: ConvSpec
@@ -46,10 +47,12 @@ class SparseConvSpec:
     packed: bool = False
     patterns: bool = False
     nm: tuple[int, int] | None = None
+    deltas: bool = False
 
     def __post_init__(self) -> None:
         inputs = self.conv.in_channels // self.conv.groups
         misfit = self.nm is not None and (self.block * self.unroll > 1 or self.patterns or inputs % self.nm[1] > 0)
+        misfit |= self.deltas and (not self.packs or self.patterns or self.nm is not None)
         if min(self.block, self.vectors, self.unroll) < 1 or misfit:
             raise SecateurError("E_SPEC", "not a tile", where=repr(self))
 

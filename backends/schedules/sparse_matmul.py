@@ -28,8 +28,8 @@ from compiler.errors import SecateurError
 class SparseMatMulSpec:
     """A product whose constant operand is sparse, in blocks of `block` outputs by one input.
 
-    vectors: vectors of rows (of columns, if the constant is on the left) in a register tile; unroll, patterns, nm: as
-    for convolutions.
+    vectors: vectors of rows (of columns, if the constant is on the left) in a register tile; unroll, patterns, nm and
+    deltas: as for convolutions.
     """
 
     matmul: MatMulSpec
@@ -38,6 +38,7 @@ class SparseMatMulSpec:
     unroll: int = 1
     patterns: bool = False
     nm: tuple[int, int] | None = None
+    deltas: bool = False
 
     def __post_init__(self) -> None:
         product = self.matmul
@@ -85,7 +86,9 @@ class SparseMatMulSpec:
                 return None
             conv = ConvSpec(product.batch, product.k, 1, 1, product.n, (1, 1), epilogue=epilogue)
         unroll = self.unroll if conv.width > 1 or self.nm is not None else 4
-        return SparseConvSpec(conv, self.block, self.vectors, unroll, patterns=self.patterns, nm=self.nm)
+        return SparseConvSpec(
+            conv, self.block, self.vectors, unroll, patterns=self.patterns, nm=self.nm, deltas=self.deltas
+        )
 
 
 def supported(spec: MatMulSpec) -> bool:

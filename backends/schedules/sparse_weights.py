@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from tvm import tirx
 
 from backends.formats import NM, BlockCSR, PatternCSR
-from backends.schedules.emit import Array, Emitter, Index, Registers, const, splat
+from backends.schedules.emit import Array, Emitter, Expr, Index, Registers, const, splat
 from backends.schedules.product import array_or_none, divide
 from backends.schedules.sparse_tiles import Vector
 
@@ -19,7 +20,8 @@ class SparseWeights:
     """`matrices` sparse matrices [rows, depth], each in blocks of `block` rows.
 
     An entry is a position, counted in `unit` elements of the other operand, and a value per row of the block. unroll:
-    sums per row, to hide the latency of multiply-adds in small tiles.
+    sums per row, to hide the latency of multiply-adds in small tiles. deltas: a position is stored as the distance, a
+    byte, from the one before it in its block; column k then has position k.
     """
 
     matrices: int
@@ -29,6 +31,7 @@ class SparseWeights:
     unroll: int
     positions: int
     unit: int
+    deltas: bool = False
 
     @property
     def blocks(self) -> int:
@@ -38,7 +41,7 @@ class SparseWeights:
     @property
     def index(self) -> str:
         """Element type of positions, which are below `positions`."""
-        return "uint16" if self.positions <= 1 << 16 else "int32"
+        return "uint8" if self.deltas else "uint16" if self.positions <= 1 << 16 else "int32"
 
     def declare(self, e: Emitter, bias: bool) -> SparseArrays:
         """The parameters values, positions, starts, order and bias?. Their sizes are upper bounds."""
@@ -58,9 +61,10 @@ class SparseWeights:
         parts = [BlockCSR.encode(matrix, self.block, self.unroll) for matrix in matrices]
         ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
         starts = [part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+        places = [part.deltas if self.deltas else table[part.columns] for part in parts]
         packed = {
             "values": np.concatenate([part.values.reshape(-1) for part in parts]),
-            "positions": np.concatenate([table[part.columns] for part in parts]).astype(self.index),
+            "positions": np.concatenate(places).astype(self.index),
             "starts": np.concatenate([*starts, ends[-1:]]).astype(np.int32),
             "order": np.concatenate([part.order.reshape(-1) for part in parts]).astype(np.int32),
         }
@@ -99,9 +103,15 @@ class SparseArrays:
                     else:
                         acc[r] = const(0.0, v.width)
         begin = e.let(self.starts.load(block))
+        walk = e.registers(1, 1, "int32")
+        walk[0] = at if isinstance(at, Expr) else tirx.IntImm("int32", at)
         with e.loop(e.let(self.starts.load(block + 1) - begin)) as j:
             for step, part in enumerate(sums):
-                self._step(e, e.let((begin + j) * unroll + step), source, at, vectors, part)
+                entry = e.let((begin + j) * unroll + step)
+                distance = self.positions.load(entry).astype("int32") * self.weights.unit
+                if self.weights.deltas:
+                    walk[0] = walk[0] + distance
+                self._step(e, entry, source, walk[0] if self.weights.deltas else e.let(at + distance), vectors, part)
         for part in sums[1:]:
             for first, acc in zip(sums[0], part, strict=True):
                 for r in range(size):
@@ -109,10 +119,9 @@ class SparseArrays:
         return sums[0]
 
     def _step(
-        self, e: Emitter, entry: Index, source: Array, at: Index, vectors: Sequence[Vector], sums: list[Registers]
+        self, e: Emitter, entry: Index, source: Array, place: Expr, vectors: Sequence[Vector], sums: list[Registers]
     ) -> None:
         size = self.weights.block
-        place = e.let(at + self.positions.load(entry).astype("int32") * self.weights.unit)
         if size == 1:
             weight = e.name(self.values.load(entry))
             for v, acc in zip(vectors, sums, strict=True):
@@ -329,6 +338,8 @@ class Blocked(Protocol):
     def patterns(self) -> bool: ...
     @property
     def nm(self) -> tuple[int, int] | None: ...
+    @property
+    def deltas(self) -> bool: ...
 
 
 def sparse_weights(
@@ -340,4 +351,4 @@ def sparse_weights(
         return NMWeights(matrices, rows, inputs, depth // inputs, *spec.nm, unit, step)
     if spec.patterns:
         return PatternWeights(matrices, rows, depth, spec.block, positions, unit)
-    return SparseWeights(matrices, rows, depth, spec.block, spec.unroll, positions, unit)
+    return SparseWeights(matrices, rows, depth, spec.block, spec.unroll, positions, unit, spec.deltas)

@@ -95,7 +95,25 @@ def test_plain_rows_store_the_nonzeros_and_nothing_else():
     matrix = sparse(3, 40, 300, 0.1)
     encoded = BlockCSR.encode(matrix)
     assert encoded.entries == np.count_nonzero(matrix)
-    assert encoded.nbytes == 6 * encoded.entries + 4 * 41 + 4 * 40
+    assert encoded.fits_bytes and encoded.nbytes == 5 * encoded.entries + 4 * 41 + 4 * 40
+
+
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_deltas_add_up_to_the_columns(unroll):
+    matrix = sparse(4, 30, 700, 0.02)
+    matrix[::7] = 0
+    encoded = BlockCSR.encode(matrix, 2, unroll)
+    for first, last in zip(encoded.starts[:-1] * unroll, encoded.starts[1:] * unroll, strict=True):
+        np.testing.assert_array_equal(np.cumsum(encoded.deltas[first:last]), encoded.columns[first:last])
+
+
+def test_columns_far_apart_do_not_fit_bytes():
+    matrix = np.zeros((1, 600), np.float32)
+    matrix[0, [100, 355]] = 1
+    assert BlockCSR.encode(matrix).fits_bytes
+    matrix[0, 356], matrix[0, 355] = 1, 0
+    assert not BlockCSR.encode(matrix).fits_bytes
+    assert BlockCSR.encode(matrix).nbytes == 6 * 2 + 4 * 2 + 4
 
 
 def test_blocks_of_neighbours_are_kept():

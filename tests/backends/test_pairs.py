@@ -50,7 +50,9 @@ def specs(seed: int, count: int, on: Target) -> Iterator[SparseDepthwiseSpec]:
         first = ConvSpec(batch, inputs, height, width, outputs, (1, 1), epilogue=before)
         second = ConvSpec(batch, outputs, height, width, outputs, kernel, strides, pads, dilations, outputs, after)
         block = int(r.choice([1, 2, 3, 4]))
-        sparse = SparseConvSpec(first, block, int(r.integers(1, 8 // block + 2)), patterns=index % 4 == 1)
+        sparse = SparseConvSpec(
+            first, block, int(r.integers(1, 8 // block + 2)), patterns=index % 4 == 1, deltas=index % 4 > 1
+        )
         spec = SparseDepthwiseSpec(sparse, second)
         if spec.supported(on):
             index += 1

@@ -58,7 +58,9 @@ def specs(seed: int, count: int) -> Iterator[SparseConvSpec]:
         conv = ConvSpec(batch, inputs, height, width, outputs, kernel, strides, pads, dilations, groups, epilogue)
         block = int(r.choice([1, 2, 3, 4]))
         vectors, unroll = int(r.integers(1, 8 // block + 2)), int(r.choice([1, 1, 2]))
-        yield SparseConvSpec(conv, block, vectors, unroll, bool(r.integers(2)), index % 4 == 1)
+        patterns = index % 4 == 1
+        deltas = SparseConvSpec(conv).packs and not patterns and index % 3 == 0
+        yield SparseConvSpec(conv, block, vectors, unroll, bool(r.integers(2)), patterns, deltas=deltas)
 
 
 def grouped_weights(r: np.random.Generator, conv: ConvSpec, n: int, m: int) -> np.ndarray:
@@ -105,6 +107,19 @@ def test_nm_weights_are_found_and_stored_with_a_byte_for_their_place():
     assert packed["values"].size == w.size // 8 and packed["offsets"].dtype == np.uint8
     with pytest.raises(SecateurError, match="E_SPEC"):
         SparseConvSpec(conv, 2, nm=(2, 4))
+
+
+def test_neighbouring_blocks_are_stored_with_a_byte_for_their_distance():
+    conv = ConvSpec(1, 1024, 14, 14, 64, (1, 1))
+    w = np.random.default_rng(2).standard_normal((64, 1024, 1, 1)).astype(np.float32)
+    w[np.repeat(np.random.default_rng(3).random((16, 1024)) >= 0.1, 4, 0)] = 0
+    packed = choose_conv(conv, w, NATIVE).chosen.make(NATIVE, False).pack(w, None)
+    assert packed["positions"].dtype == np.uint8
+    w[:, 1:1000] = 0
+    packed = choose_conv(conv, w, NATIVE).chosen.make(NATIVE, False).pack(w, None)
+    assert packed["positions"].dtype == np.uint16
+    with pytest.raises(SecateurError, match="E_SPEC"):
+        SparseConvSpec(dataclasses.replace(conv, kernel=(3, 3)), deltas=True)
 
 
 def reference(conv: ConvSpec, arrays: dict[str, np.ndarray], w: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -168,7 +183,7 @@ def products(seed: int, count: int) -> Iterator[SparseMatMulSpec]:
         )
         block = int(r.choice([1, 2, 4]))
         vectors, unroll = int(r.integers(1, 8 // block + 1)), int(r.choice([1, 2]))
-        yield SparseMatMulSpec(product, block, vectors, unroll, index % 4 == 1)
+        yield SparseMatMulSpec(product, block, vectors, unroll, index % 4 == 1, deltas=index % 4 == 2)
 
 
 @pytest.mark.parametrize("name", TARGETS)
