@@ -9,7 +9,7 @@ DATA ?= data/fashion-mnist
 PYTHON311 ?= python3.11
 DEEPSPARSE := build/deepsparse
 
-.PHONY: help demo test check format bench bench-quick bench-deepsparse bench-wasm bench-size conformance coverage accuracy clean
+.PHONY: help demo test check format bench bench-quick bench-arm bench-deepsparse bench-wasm bench-size conformance coverage accuracy clean
 help:
 	@echo "make demo         compile, prune, run and measure the bundled model"
 	@echo "make test         run the tests"
@@ -21,6 +21,8 @@ help:
 	@echo "                  PYTHON311=…); adds its section to docs/performance.md"
 	@echo "make bench-wasm   WebAssembly in Node and Chromium beside ONNX Runtime Web (Node 20, npm); its section of docs/web.md"
 	@echo "                  (MODELS=MobileNetV1 VARIANTS=0,half,90 SECONDS=6: less)"
+	@echo "make bench-arm    ARM without a board: inner loops by llvm-mca, networks under qemu-user; writes"
+	@echo "                  docs/arm-performance.md (Debian: apt-get install llvm-19 qemu-user; MODELS=…: less)"
 	@echo "make bench-size   grouping and pruning of 10,000 layers and of 8 billion parameters"
 	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
 	@echo "make coverage     groups, prunable share and certificate of the zoo's architectures, then the whole test"
@@ -98,6 +100,9 @@ bench-wasm: $(VENV)/.installed-test build/bench-web/.installed
 
 bench-quick: $(VENV)/.installed-bench
 	$(BIN)/python -W ignore -m tests.benchmarks.bench --quick
+
+bench-arm: $(VENV)/.installed-test
+	$(BIN)/python -W ignore -m tests.benchmarks.bench_arm --models "$(MODELS)"
 
 bench-size: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_size

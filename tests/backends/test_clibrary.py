@@ -205,6 +205,22 @@ def test_the_sources_are_plain_c_and_the_header_is_cpp(package: Callable[..., Ar
     zig(tmp_path, "c++", "-std=c++11", *strict, "-I", str(folder), "user.cpp", "-o", "user.o")
 
 
+def test_the_example_of_the_documentation_runs(package: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact = package("arm64-linux")
+    page = (Path(__file__).parents[2] / "docs" / "arm.md").read_text()
+    source = page.partition("```c\n")[2].partition("```")[0]
+    smaller = source.replace("3 * 224 * 224", "3 * 32 * 32").replace("scores[1000]", "scores[10]")
+    (tmp_path / "user.c").write_text(smaller)
+    flags = ["-target", "aarch64-linux-musl", "-static", "-O2", "-std=c99", "-I", str(artifact.path)]
+    zig(tmp_path, "cc", *flags, "user.c", str(artifact.path / "libmodel.a"), "-o", "user")
+    command = words(artifact, tmp_path / "user")
+    missing = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert missing.returncode == 1 and missing.stderr == "the weights file 'weights.bin' cannot be opened\n"
+    shutil.copy(artifact.path / "weights.bin", tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_cmake_builds_the_program(package: Callable[..., Artifact], tmp_path: Path) -> None:
     if shutil.which("cmake") is None or shutil.which("cc") is None:
         pytest.skip("CMake or a C compiler is missing")
