@@ -155,8 +155,13 @@ LOOPS = """\
 
 From the objects that `--target arm64-linux` gives, disassembled, through llvm-mca's models of Neoverse N1 (the same
 pipelines as Cortex-A76) and of Cortex-A55. A cycle is the model's: every load hits the first-level cache. The peak is
-two 128-bit multiply-adds a cycle on Neoverse N1 and one on Cortex-A55. Spills are vectors that the loop moves to or
-from the stack.
+two 128-bit multiply-adds a cycle on Neoverse N1 and one on Cortex-A55 (Arm's optimisation guides). Spills are vectors
+that the loop moves to or from the stack.
+
+In each kernel this is the loop where multiply-adds are densest: of Winograd's method the products, not the transforms
+of tiles, which do spill, as depthwise windows do. Blocks of one channel load a vector for each multiply-add, which no
+tile can hide. Cortex-A55 takes instructions in order, and the code is not arranged for that: its figures are far from
+the peak. LLVM's model of it even starts two multiply-adds a cycle.
 
 """
 NETWORK = """
