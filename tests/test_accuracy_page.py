@@ -6,6 +6,7 @@ import pytest
 
 from passes.importance import available_criteria
 from tests.accuracy.page import Findings, percent, summary, table
+from tests.accuracy.study import possible
 from tests.runs import Facts, Task
 
 LOST = {"l1": 0.3, "OBSPA, data": 0.03, "OBSPA, no data": 0.12}
@@ -49,3 +50,24 @@ def test_the_study_takes_every_criterion() -> None:
 
     own = {n for n, kind in available_criteria().items() if getattr(kind, "__module__", "").startswith("passes.")}
     assert set(CRITERIA) == own
+
+
+def test_what_did_not_get_as_small_as_it_should_is_no_result_but_told() -> None:
+    task = Task("tests.accuracy.peer", "net/0/peer")
+    found = {
+        Task("tests.accuracy.training", "net/0"): {"accuracy": 0.9, "params": 1000, "macs": 2_000_000},
+        task: {"found": {k: {"accuracy": 0.9, "seconds": 1.0, "reached": 1.25} for k in ("1.25", "2", "3")}},
+        Task("tests.accuracy.tuning", "net/0/peer/2"): {"accuracy": 0.9},
+        Task("tests.accuracy.tuning", "net/0/peer/1.25"): {"accuracy": 0.8},
+    }
+    text = table(Findings(found), "net", ["peer"], (1.25, 2))
+    assert text.splitlines()[-1] == "| peer | 90.0 |  | 80.0 |  |  |"
+    told = "- peer on net: at most 1.25 × smaller, where 2 ×, 3 × was wanted\n"
+    assert Findings(found).errors(["net"], ["peer"]) == [told]
+
+
+def test_what_cannot_be_pruned_cannot_be_tuned_either() -> None:
+    tasks = [Task(f"tests.accuracy.{m}", n) for m, n in (("ours", "net/0/a"), ("ours", "net/0/b"))]
+    tuning = [Task("tests.accuracy.tuning", f"net/0/{name}/2") for name in "ab"]
+    found: dict[Task, Facts] = {tasks[0]: {"error": "no"}, tasks[1]: {"found": {}}}
+    assert possible([tasks, tuning], found) == [*tasks, tuning[1]]

@@ -34,6 +34,10 @@ scoring, pruning and mending at 2 ×.
 """
 
 
+#: Share of the wanted factor that counts as reached: channels go one by one, in peers by rounded shares.
+_REACHED = 0.9
+
+
 class Findings:
     """The facts of a study by network, seed, method and ratio."""
 
@@ -46,14 +50,15 @@ class Findings:
         return [f for s in self.seeds if "accuracy" in (f := self._found.get(("training", f"{network}/{s}"), {}))]
 
     def pruned(self, network: str, method: str, factor: float, what: str) -> list[float]:
-        """accuracy, seconds or reached, one for each seed."""
+        """accuracy or seconds, one for each seed whose pruning got as small as it should."""
         facts = [self._pruning(network, seed, method) for seed in self.seeds]
-        found = [f.get("found", {}).get(f"{factor:g}", {}).get(what) for f in facts]
-        return [float(x) for x in found if x is not None]
+        found = [f.get("found", {}).get(f"{factor:g}") for f in facts]
+        return [float(f[what]) for f in found if f is not None and _as_small(f, factor)]
 
     def tuned(self, network: str, method: str, factor: float) -> list[float]:
         """Accuracy after one epoch, one for each seed."""
-        names = [f"{network}/{seed}/{method}/{factor:g}" for seed in self.seeds]
+        reached = [s for s in self.seeds if not self._missed(network, s, method, factor)]
+        names = [f"{network}/{seed}/{method}/{factor:g}" for seed in reached]
         facts = [self._found.get(("tuning", name), {}) for name in names]
         return [f["accuracy"] for f in facts if "accuracy" in f]
 
@@ -65,11 +70,26 @@ class Findings:
             for method in methods:
                 failed = {self._pruning(network, s, method).get("error") for s in self.seeds} - {None}
                 lines += [f"- {method} on {network}: {error}\n" for error in sorted(map(str, failed))]
+                prunings = [self._pruning(network, seed, method).get("found", {}) for seed in self.seeds]
+                missed = {k for found in prunings for k, f in found.items() if not _as_small(f, float(k))}
+                if missed:
+                    most = max(f["reached"] for found in prunings for f in found.values())
+                    wanted = ", ".join(f"{k} ×" for k in sorted(missed, key=float))
+                    lines.append(f"- {method} on {network}: at most {most:.2f} × smaller, where {wanted} was wanted\n")
         return lines
+
+    def _missed(self, network: str, seed: str, method: str, factor: float) -> bool:
+        found = self._pruning(network, seed, method).get("found", {}).get(f"{factor:g}")
+        return found is not None and not _as_small(found, factor)
 
     def _pruning(self, network: str, seed: str, method: str) -> Facts:
         name = f"{network}/{seed}/{method}"
         return self._found.get(("ours", name)) or self._found.get(("peer", name)) or {}
+
+
+def _as_small(pruning: Mapping[str, float], factor: float) -> bool:
+    """Whether a network has about `factor` times fewer multiply-accumulates than before."""
+    return pruning["reached"] >= _REACHED * factor
 
 
 def percent(values: Sequence[float]) -> str:

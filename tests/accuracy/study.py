@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import time
+from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
 
@@ -105,7 +106,13 @@ def main() -> None:
             ready = [task for task in part if task.module != TUNING or _pruned(task.name)]
             run_all(ready, record, lambda task: LIMITS, workers=arguments.workers, told=told)
     found = {task: record.found[task] for part in parts for task in part if task in record.found}
-    write_page(found, "MNIST's images" if arguments.other else "white noise", sum(map(len, parts)))
+    write_page(found, "MNIST's images" if arguments.other else "white noise", len(possible(parts, found)))
+
+
+def possible(parts: list[list[Task]], found: Mapping[Task, Facts]) -> list[Task]:
+    """All tasks, but for the tuning of what could not be pruned."""
+    failed = {task.name for task, facts in found.items() if "error" in facts}
+    return [t for part in parts for t in part if t.module != TUNING or t.name.rpartition("/")[0] not in failed]
 
 
 def _pruned(name: str) -> bool:
