@@ -71,7 +71,14 @@ def test_nothing_can_be_written(folder: Path, method: str) -> None:
 
 def test_the_command_listens_on_this_machine_alone_and_ends_with_an_interrupt(folder: Path) -> None:
     command = [sys.executable, "-u", "-m", "compiler", "serve", str(folder), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     url = line.split()[0]
