@@ -87,7 +87,8 @@ def build(
 
     `progress(stage, done, total)` is called as the stages lower, plan, compile and write begin. tune: seconds to spend
     on measuring which schedules are fastest on this machine (measurements are kept; an artifact's bytes then depend on
-    them). keep_model: put the model that was compiled beside the code, as model.onnx; nothing needs it to run.
+    them). keep_model: put the model that was compiled and the kernels' TVMScript beside the code, as
+    model.onnx and module.py; nothing needs them to run.
     packager: what the artifact holds; the target's own if it is not given.
 
     Raises SecateurError: E_OUTPUT_EXISTS when `output` exists and overwrite is false, E_OUTPUT when it cannot be
@@ -110,7 +111,7 @@ def build(
     report(_STAGES[2], 2, len(_STAGES))
     package = packager.package(program, memory, chosen)
     report(_STAGES[3], 3, len(_STAGES))
-    files = package.files | {"module.py": module_script(program).encode()}
+    files = package.files | ({"module.py": module_script(program).encode()} if keep_model else {})
     header = _manifest(program, memory, chosen) | package.manifest
     manifest = _write(path, files, package.executables, header, graph if keep_model else None, overwrite)
     report("done", len(_STAGES), len(_STAGES))

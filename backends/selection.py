@@ -30,7 +30,7 @@ from backends.target import Target
 _DENSEST = 0.65
 #: What a sparse schedule must promise to be preferred, and what it may cost where the dense one stores weights several
 #: times as large as they are.
-_MARGIN, _MARGIN_EXPANDED = 0.95, 1.1
+_MARGIN, _MARGIN_EXPANDED = 0.95, 1.25
 BLOCKS = (1, 2, 4)
 #: Bytes of weights that no cache keeps from one run to the next.
 _MUCH = 1 << 20

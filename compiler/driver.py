@@ -89,7 +89,8 @@ def compile(
     shapes: input name -> shape for symbolic dimensions. args: example arguments of an nn.Module. verify: compare
     the result with ONNX Runtime, and a pruning with the silenced original, before anything appears at `output`;
     CheckFailed otherwise. tune: seconds to spend on measuring which schedules are fastest on this machine.
-    keep_model: put the model that was compiled into the artifact too, as model.onnx; nothing needs it to run.
+    keep_model: put the model that was compiled and the kernels' TVMScript into the artifact too, as model.onnx and
+    module.py; nothing needs them to run.
     packager: what the artifact holds, such as `backends.wasm.WebPackage`; the target's own if it is not given.
     """
     outcome = compile_outcome(

@@ -14,6 +14,8 @@ from compiler.errors import SecateurError
 #: Group sizes that are looked for, and the least share of stored values that must be nonzeros.
 _SIZES = (4, 8, 16, 32)
 _LEAST_FILL = 0.95
+#: Rows that are looked at first, and their share of nonzeros below which the others are not.
+_FEW, _LEAST_FEW = 16, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,10 @@ def find_nm(matrices: list[np.ndarray]) -> tuple[int, int] | None:
     width = matrices[0].shape[1]
     for m in _SIZES:
         if width % m:
+            continue
+        # A few rows tell of most weights that they have no such pattern.
+        some = np.count_nonzero(matrices[0][:_FEW].reshape(-1, m), axis=1)
+        if some.size == 0 or some.sum() < _LEAST_FEW * some.max() * some.size:
             continue
         counts = [np.count_nonzero(matrix.reshape(len(matrix), -1, m), axis=2) for matrix in matrices]
         n = max((int(count.max()) for count in counts if count.size), default=0)

@@ -54,7 +54,7 @@ def compile_command(
         float, typer.Option(min=0.0, help="Seconds to spend on measuring which schedules are fastest here.")
     ] = 0.0,
     no_model: Annotated[
-        bool, typer.Option("--no-model", help="Leave model.onnx out: a sparse artifact is then a fifth of the file.")
+        bool, typer.Option("--no-model", help="Leave model.onnx and module.py out: nothing needs them to run.")
     ] = False,
     package: Package = None,
     name: LibraryName = None,

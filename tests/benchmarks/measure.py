@@ -116,8 +116,9 @@ def _built(model: Path, folder: Path) -> tuple[Artifact, float]:
 
 
 def _artifact_bytes(artifact: Artifact) -> int:
-    """What it takes to run: the model that the artifact carries for checking is not part of it."""
-    return sum(f["bytes"] for name, f in artifact.manifest["files"].items() if not name.startswith("model.onnx"))
+    """What it takes to run: what `--no-model` leaves out is not part of it."""
+    unneeded = ("model.onnx", "module.py")
+    return sum(f["bytes"] for name, f in artifact.manifest["files"].items() if not name.startswith(unneeded))
 
 
 def _shares(graph: Graph, layers: Sequence[Mapping[str, Any]], seconds: Sequence[float]) -> dict[str, float]:
