@@ -37,8 +37,9 @@ def conv2d(spec: ConvSpec, target: Target, parallel: bool = False, method: str =
     """y = epilogue(conv(x, w)); parameters x, w, bias?, residual?, y, workspace?.
 
     pack(weights[out, in // groups, kh, kw], bias[out]) -> w, bias. method: "direct" sums as written and packs weights
-    to their own size; "winograd2" and "winograd4" (3x3, stride 1, one group) multiply 2.25 and 4 times less, with
-    weights 16/9 and 4 times as large; "auto" is the one with the least estimated cost.
+    to their own size; "winograd2", "winograd3" and "winograd4" (square windows of one group, as `winograd.tile_sizes`
+    says) multiply 2.25 to 4 times less, with weights up to 4 times as large; "auto" is the one of the least estimated
+    cost.
     """
     possible = dense_methods(spec, target)
     if method != "auto" and method not in possible:

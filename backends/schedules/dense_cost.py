@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from backends.schedules.rows import cover
 from backends.schedules.specs import ConvSpec
-from backends.schedules.winograd import SIZES, Tiling, applies
+from backends.schedules.winograd import Tiling, tile_sizes
 from backends.target import Target
 
 #: Cycles of gathering a vector into a panel, without strides and with.
@@ -19,8 +19,7 @@ _GAIN = 0.95
 def dense_methods(spec: ConvSpec, target: Target) -> dict[str, float]:
     """Cycles of every method of conv2d that can compute the convolution, the one to take first."""
     found = {"direct": _direct_cycles(spec, target)}
-    if applies(spec):
-        found |= {f"winograd{m}": Tiling.of(spec, target, m).cycles for m in SIZES}
+    found |= {f"winograd{m}": Tiling.of(spec, target, m).cycles for m in tile_sizes(spec)}
     best = "direct"
     for method, cycles in found.items():
         best = method if cycles < _GAIN * found[best] else best

@@ -20,10 +20,20 @@ from backends.schedules.emit import Emitter, Expr, const, lanes_of
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
 
-#: Finite points by m, in pairs p and -p, so that even and odd parts are shared. Of the points tried for m = 4 that are
-#: exact in binary these give the least error: half of what 1 and 2 give, three times that of m = 2.
-_POINTS = {2: (0, 1, -1), 4: (0, Fraction(3, 4), -Fraction(3, 4), Fraction(3, 2), -Fraction(3, 2))}
-SIZES = tuple(_POINTS)
+
+def _pairs(*points: Fraction) -> tuple[Fraction, ...]:
+    return tuple(signed for point in points for signed in (point, -point))
+
+
+#: Finite points by their number, in pairs p and -p, so that even and odd parts are shared. Of the points tried that are
+#: exact in binary these give the least error: with five, half of what 1 and 2 give, three times that of three points.
+_POINTS = {
+    3: (Fraction(0), *_pairs(Fraction(1))),
+    5: (Fraction(0), *_pairs(Fraction(3, 4), Fraction(3, 2))),
+    6: _pairs(Fraction(1, 4), Fraction(7, 8), Fraction(7, 4)),
+}
+#: Outputs of a tile along one axis, by taps.
+SIZES = {3: (2, 4), 4: (3, 4), 5: (2,)}
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,9 @@ class ToomCook:
 
     @classmethod
     @functools.cache
-    def of(cls, outputs: int, taps: int = 3) -> ToomCook:
-        """F(outputs, taps) at the points for so many outputs."""
-        points = [Fraction(p) for p in _POINTS[outputs]]
+    def of(cls, outputs: int, taps: int) -> ToomCook:
+        """F(outputs, taps), outputs among the `SIZES` of so many taps."""
+        points = _POINTS[outputs + taps - 2]
         others = [[q for q in points if q != p] for p in points]
         scales = [math.prod((p - q for q in rest), start=Fraction(1)) for p, rest in zip(points, others, strict=True)]
         size = outputs + taps - 1

@@ -1,8 +1,11 @@
-"""3x3 convolutions of stride 1 with fewer multiplications: Winograd's F(2x2, 3x3) and F(4x4, 3x3).
+"""Convolutions of few taps with fewer multiplications: Winograd's F(m x m, r x r).
 
-Tiles of (m + 2)² pixels become as many points, each point a matrix product over channels, and m² outputs come back:
-2.25 times fewer multiplications than the direct sum for m = 2, 4 times for m = 4, with weights 16/9 and 4 times as
-large. Relative errors are about 3e-7 and 1e-6 (see `toom_cook`).
+Tiles of (m + r - 1)² pixels become as many points, each point a matrix product over channels, and m² outputs come back.
+3x3: 2.25 times fewer multiplications than the direct sum for m = 2, 4 times for m = 4, with weights 16/9 and 4 times as
+large; relative errors are about 3e-7 and 1e-6 (see `toom_cook`).
+
+Stride 2 is stride 1 over four times the channels, one for every parity of row and column, with half the taps: 7x7 over
+3 channels, where many networks begin, is 4x4 over 12, and takes 4 times fewer multiplications for m = 4.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from backends.schedules.specs import ConvSpec
 from backends.schedules.toom_cook import SIZES, ToomCook, multiply
 from backends.target import Target
 
-__all__ = ["SIZES", "Tiling", "applies", "winograd"]
+__all__ = ["Tiling", "tile_sizes", "winograd"]
 
 #: Cycles of the products over what their register tiles are estimated to take, of a byte that leaves the second-level
 #: cache and comes back, of a vector of one point on its way in or out, and of staging a row of one channel.
@@ -38,9 +41,17 @@ _MOST_CACHES, _MOST_IMAGES = 1.75, 1.5
 _PARTS, _FEWEST = (1, 2, 4), 32
 
 
-def applies(spec: ConvSpec) -> bool:
-    """Whether the method can compute this convolution."""
-    return spec.kernel == (3, 3) and spec.strides == (1, 1) and spec.dilations == (1, 1) and spec.groups == 1
+def tile_sizes(spec: ConvSpec) -> tuple[int, ...]:
+    """The values of m by which the method can compute this convolution; none where it does not apply."""
+    square = spec.kernel[0] == spec.kernel[1] and spec.strides[0] == spec.strides[1] <= 2
+    if not square or spec.dilations != (1, 1) or spec.groups != 1:
+        return ()
+    return SIZES.get(_taps(spec), ())
+
+
+def _taps(spec: ConvSpec) -> int:
+    """Taps of every phase of the kernel."""
+    return -(-spec.kernel[0] // spec.strides[0])
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class Tiling:
     """Tiles of m x m outputs: `down` rows of `across` tiles, of which `rows` rows are in flight at once.
 
     parts: the output channels are computed in so many equal parts, so that fewer sums wait for their way out.
+    With stride s every channel has s² phases: phase (p, q) is rows p, p + s, … and columns q, q + s, … of it.
     """
 
     spec: ConvSpec
@@ -99,9 +111,24 @@ class Tiling:
         return self.rows * self.across
 
     @property
+    def taps(self) -> int:
+        """Taps along one axis."""
+        return _taps(self.spec)
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one output to the next, along each axis."""
+        return self.spec.strides[0]
+
+    @property
+    def phases(self) -> int:
+        """Phases of all input channels: what the products sum over."""
+        return self.spec.in_channels * self.stride**2
+
+    @property
     def size(self) -> int:
         """Points of a tile along one axis."""
-        return self.m + 2
+        return self.m + self.taps - 1
 
     @property
     def points(self) -> int:
@@ -139,51 +166,59 @@ class Tiling:
     @property
     def points_bytes(self) -> int:
         """Bytes of all points of a block, before and after the products."""
-        return 4 * self.points * (self.elements(self.spec.in_channels) + self.elements(self.outputs))
+        return 4 * self.points * (self.elements(self.phases) + self.elements(self.outputs))
 
     @property
     def line(self) -> int:
         """Elements of a staged row of pixels: zeros around it, and what vectors read beyond it."""
         lanes = self.target.lanes()
-        return -(-(self.across * self.m + 2 + 2 * lanes) // 16) * 16
+        return -(-(self.across * self.m + self.taps - 1 + 2 * lanes) // 16) * 16
 
     @property
     def staged_rows(self) -> int:
-        """Rows of pixels that a block reads."""
-        return self.rows * self.m + 2
+        """Rows of one phase that a block reads."""
+        return self.rows * self.m + self.taps - 1
+
+    @property
+    def plane(self) -> int:
+        """Elements of one staged phase."""
+        return self.staged_rows * self.line
 
     @property
     def scratch(self) -> int:
-        """Elements of scratch for staging one channel."""
-        return self.staged_rows * self.line
+        """Elements of scratch for staging the phases of one channel that have their rows in common."""
+        return self.stride * self.plane
 
     @property
     def cycles(self) -> float:
         """Estimated cycles of the convolution on one core."""
         spec, lanes = self.spec, self.target.lanes()
-        product = self.parts * self.points * plan(self.tiles, self.outputs, self.target).cost * spec.in_channels
+        product = self.parts * self.points * plan(self.tiles, self.outputs, self.target).cost * self.phases
         far = max(0, self.points_bytes - self.target.l2_bytes)
         vectors = -(-self.rows // self.together) * sum(max(0.5, p.width / lanes) for p in self.pieces)
-        transformed = vectors * self.points * (spec.in_channels + spec.out_channels)
-        staged = self.rows * self.m * spec.in_channels
+        transformed = vectors * self.points * (self.phases + spec.out_channels)
+        staged = self.rows * self.m * self.phases
         block = _PRODUCT * product + _FAR * far + _TRANSFORMED * transformed + _STAGED * staged
-        return max(spec.batch * self.blocks * block, _WEIGHTS * 4 * self.points * spec.in_channels * spec.out_channels)
+        return max(spec.batch * self.blocks * block, _WEIGHTS * 4 * self.points * self.phases * spec.out_channels)
 
 
 def winograd(spec: ConvSpec, target: Target, parallel: bool = False, m: int = 2) -> Kernel:
-    """As conv2d, for a spec to which the method `applies`, by tiles of m x m outputs, m in `SIZES`."""
+    """As conv2d, by tiles of m x m outputs, m one of the `tile_sizes` of the spec."""
     return _Builder(spec, target, parallel, m).build()
 
 
 class _Builder:
     def __init__(self, spec: ConvSpec, target: Target, parallel: bool, m: int) -> None:
         self.spec, self.target, self.parallel, self.m = spec, target, parallel, m
-        self.tiling, self.transforms = Tiling.of(spec, target, m), ToomCook.of(m)
-        tiling, matrices = self.tiling, self.tiling.parts * self.tiling.points
-        self.product = Product(tiling.outputs, spec.in_channels, tiling.tiles, target, Epilogue(), matrices)
-        self.inputs, self.outputs = tiling.elements(spec.in_channels), tiling.elements(tiling.outputs)
-        share = -(-spec.in_channels // min(spec.in_channels, 2 * GRAINS)) if parallel else spec.in_channels
-        self.share, self.slots = share, -(-spec.in_channels // share)
+        self.tiling = tiling = Tiling.of(spec, target, m)
+        self.transforms = ToomCook.of(m, tiling.taps)
+        matrices = tiling.parts * tiling.points
+        self.product = Product(tiling.outputs, tiling.phases, tiling.tiles, target, Epilogue(), matrices)
+        self.inputs, self.outputs = tiling.elements(tiling.phases), tiling.elements(tiling.outputs)
+        #: What is staged together: the phases of a channel that have their rows in common.
+        self.staged = spec.in_channels * tiling.stride
+        self.share = -(-self.staged // min(self.staged, 2 * GRAINS)) if parallel else self.staged
+        self.slots = -(-self.staged // self.share)
         self.on_stack = tiling.scratch * 4 <= STACK_BYTES
 
     def build(self) -> Kernel:
@@ -210,10 +245,12 @@ class _Builder:
                 at = 0 if self.on_stack else e.let(slot * tiling.scratch + self.stage_at)
                 row_copies.fill(e, stage, at, tiling.scratch, self.target.lanes(), 0.0)
                 with e.loop(self.share) as j:
-                    channel = e.let(slot * self.share + j)
-                    with e.when(True if spec.in_channels % self.share == 0 else channel < spec.in_channels):
-                        self._stage_rows(e, e.let(image * spec.in_channels + channel), first, stage, at)
-                        self._to_points(e, stage, at, e.let(channel * tiling.pitch))
+                    index = e.let(slot * self.share + j)
+                    with e.when(True if self.staged % self.share == 0 else index < self.staged):
+                        self._stage_rows(e, e.let(image * self.staged + index), first, stage, at)
+                        with e.loop(tiling.stride) as phase:
+                            here = e.let(at + phase * tiling.plane)
+                            self._to_points(e, stage, here, e.let((index * tiling.stride + phase) * tiling.pitch))
             with e.loop(tiling.parts) as part:
                 product.emit_blocks(e, tiling.points, functools.partial(self._operands, e, part))
                 with e.loop(tiling.outputs, parallel=True) as channel:
@@ -221,8 +258,8 @@ class _Builder:
         return Kernel(symbol, e.finish(), e.roles, workspace * 4, self.pack, spec.macs)
 
     def pack(self, weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Weights [out, in, 3, 3] and bias [out] as the kernel reads them."""
-        points, n = self.transforms.pack(weights), self.tiling.outputs
+        """Weights [out, in, kernel, kernel] and bias [out] as the kernel reads them."""
+        points, n = self.transforms.pack(self._split(weights)), self.tiling.outputs
         parts = [point[part * n : part * n + n] for part in range(self.tiling.parts) for point in points]
         packed = {"w": np.concatenate([self.product.pack_weights(part) for part in parts])}
         if self.spec.epilogue.bias:
@@ -243,21 +280,40 @@ class _Builder:
             y_channel=self.tiling.pitch,
         )
 
-    def _stage_rows(self, e: Emitter, plane: Expr, first: Index, stage: Array, at: Index) -> None:
-        """Copy the rows of pixels that a block reads; columns beyond the image stay zero."""
-        spec, tiling, lanes = self.spec, self.tiling, self.target.lanes()
-        top, left = spec.pads[:2]
-        leaves = top > 0 or (tiling.down * self.m + 2 - top) > spec.height
-        with e.loop(tiling.staged_rows) as r:
-            row, to = e.let(first * self.m + r - top), e.let(at + r * tiling.line)
-            source = e.let((plane * spec.height + row) * spec.width)
-            length = min(spec.width, tiling.line - left)
+    def _split(self, weights: np.ndarray) -> np.ndarray:
+        """Weights [out, in, kernel, kernel] of every phase, [out, phases, taps, taps]."""
+        taps, stride = self.tiling.taps, self.tiling.stride
+        missing = taps * stride - self.spec.kernel[0]
+        padded = np.pad(weights, ((0, 0), (0, 0), (0, missing), (0, missing)))
+        split = padded.reshape(*weights.shape[:2], taps, stride, taps, stride).transpose(0, 1, 3, 5, 2, 4)
+        return split.reshape(weights.shape[0], self.tiling.phases, taps, taps)
 
-            def inside(source: Index = source, to: Index = to, length: int = length) -> None:
-                row_copies.copy(e, stage, to + left, self.x, source, 1, length, lanes)
+    def _stage_rows(self, e: Emitter, index: Expr, first: Index, stage: Array, at: Index) -> None:
+        """Copy the rows that a block reads, of all phases that have them; columns beyond the image stay zero.
+
+        index: (image * in_channels + channel) * stride + parity of the rows.
+        """
+        spec, tiling, lanes, stride = self.spec, self.tiling, self.target.lanes(), self.tiling.stride
+        top, left = spec.pads[:2]
+        leaves = top > 0 or stride * (tiling.down * self.m + tiling.taps - 1) - top > spec.height
+        plane, parity = (
+            (index, 0) if stride == 1 else (e.let(tirx.truncdiv(index, stride)), e.let(tirx.truncmod(index, stride)))
+        )
+        with e.loop(tiling.staged_rows) as r:
+            row, to = e.let((first * self.m + r) * stride + parity - top), e.let(at + r * tiling.line)
+            source = e.let((plane * spec.height + row) * spec.width)
+
+            def inside(source: Index = source, to: Index = to) -> None:
+                for phase in range(stride):
+                    skipped = max(0, -(-(left - phase) // stride))
+                    start = skipped * stride + phase - left
+                    length = min(-(-(spec.width - start) // stride), tiling.line - skipped)
+                    here = to + (phase * tiling.plane + skipped)
+                    row_copies.copy(e, stage, here, self.x, source + start, stride, length, lanes)
 
             def outside(to: Index = to) -> None:
-                row_copies.fill(e, stage, to, tiling.line, lanes, 0.0)
+                for phase in range(stride):
+                    row_copies.fill(e, stage, to + phase * tiling.plane, tiling.line, lanes, 0.0)
 
             e.choose(tirx.all(row >= 0, row < spec.height) if leaves else True, inside, outside)
 

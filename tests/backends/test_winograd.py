@@ -22,42 +22,46 @@ from tests.backends.schedules_harness import Library
 from tests.backends.test_schedules import NATIVE, TARGETS, check, conv_case, epilogues, examples, normal, numbers, pairs
 
 PAD = (1, 1, 1, 1)
-METHODS = [f"winograd{m}" for m in SIZES]
+#: Methods for 3x3 windows of stride 1.
+METHODS = [f"winograd{m}" for m in SIZES[3]]
+#: Kernel, stride and outputs of a tile, along one axis.
+CASES = [(k, s, m) for k, s in [(3, 1), (4, 1), (5, 1), (5, 2), (6, 2), (7, 2), (8, 2)] for m in SIZES[-(-k // s)]]
+FILTERS = [(m, taps) for taps, sizes in SIZES.items() for m in sizes]
 
 
-@pytest.mark.parametrize("m", SIZES)
-def test_transformations_give_the_filter_exactly(m: int) -> None:
-    t = ToomCook.of(m)
-    signal = [Fraction(3 * i * i - 7, i + 1) for i in range(m + 2)]
-    taps = [Fraction(5, 3), Fraction(-2), Fraction(1, 7)]
+@pytest.mark.parametrize(("m", "taps"), FILTERS)
+def test_transformations_give_the_filter_exactly(m: int, taps: int) -> None:
+    t = ToomCook.of(m, taps)
+    signal = [Fraction(3 * i * i - 7, i + 1) for i in range(m + taps - 1)]
+    weights = [Fraction(5, 3), Fraction(-2), Fraction(1, 7), Fraction(4), Fraction(-3, 8)][:taps]
 
     def times(matrix, vector):
         return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix]
 
-    points = [a * b for a, b in zip(times(t.kernel, taps), times(t.to_points, signal), strict=True)]
-    expected = [sum(signal[i + k] * taps[k] for k in range(3)) for i in range(m)]
+    points = [a * b for a, b in zip(times(t.kernel, weights), times(t.to_points, signal), strict=True)]
+    expected = [sum(signal[i + k] * weights[k] for k in range(taps)) for i in range(m)]
     assert times(t.from_points, points) == expected
 
 
-@pytest.mark.parametrize("m", SIZES)
-def test_what_processors_multiply_by_is_exact(m: int) -> None:
-    coefficients = [
-        c for matrix in (ToomCook.of(m).to_points, ToomCook.of(m).from_points) for row in matrix for c in row
-    ]
+@pytest.mark.parametrize(("m", "taps"), FILTERS)
+def test_what_processors_multiply_by_is_exact(m: int, taps: int) -> None:
+    t = ToomCook.of(m, taps)
+    coefficients = [c for matrix in (t.to_points, t.from_points) for row in matrix for c in row]
     assert all(Fraction(float(np.float32(float(c)))) == c for c in coefficients)
 
 
-@examples(20)
-@given(st.data(), st.sampled_from(METHODS), st.sampled_from(TARGETS), st.booleans(), st.booleans())
-def test_any_shape_agrees_with_torch(data, method: str, on: Target, parallel: bool, at_end: bool) -> None:
-    pads = data.draw(st.tuples(*[numbers(0, 2)] * 4))
-    size = [max(data.draw(numbers(1, 70)), 3 - pads[i] - pads[i + 2]) for i in range(2)]
-    channels = data.draw(pairs(1, 40))
+@examples(30)
+@given(st.data(), st.sampled_from(CASES), st.sampled_from(TARGETS), st.booleans(), st.booleans())
+def test_any_shape_agrees_with_torch(data, case: tuple[int, int, int], on: Target, parallel: bool, at_end: bool):
+    k, stride, m = case
+    pads = data.draw(st.tuples(*[numbers(0, k // 2 + 1)] * 4))
+    size = [max(data.draw(numbers(1, 70)), k - pads[i] - pads[i + 2]) for i in range(2)]
+    channels, batch = data.draw(pairs(1, 40)), data.draw(numbers(1, 2))
     spec = ConvSpec(
-        data.draw(numbers(1, 2)), channels[0], *size, channels[1], (3, 3), pads=pads, epilogue=data.draw(epilogues)
+        batch, channels[0], *size, channels[1], (k, k), (stride, stride), pads, epilogue=data.draw(epilogues)
     )
     arrays, expected, w, bias = conv_case(spec)
-    kernel = conv2d(spec, on, parallel, method)
+    kernel = conv2d(spec, on, parallel, f"winograd{m}")
     check(kernel, arrays | kernel.pack(w, bias), expected, on, at_end)
 
 
@@ -79,6 +83,21 @@ def grid() -> list[ConvSpec]:
 @pytest.mark.parametrize("method", METHODS)
 def test_odd_shapes_agree_with_torch(method: str, on: Target) -> None:
     specs = grid() if on is NATIVE else grid()[TARGETS.index(on) % 2 :: 3]
+    compare(specs, method, on)
+
+
+@pytest.mark.parametrize(("k", "stride", "m"), [case for case in CASES if case[0] > 3])
+def test_odd_shapes_of_other_windows_agree_with_torch(k: int, stride: int, m: int) -> None:
+    specs = [
+        dataclasses.replace(spec, kernel=(k, k), strides=(stride, stride))
+        for spec in grid()[CASES.index((k, stride, m)) % 2 :: 2]
+        if min(spec.height + spec.pads[0] + spec.pads[2], spec.width + spec.pads[1] + spec.pads[3]) >= k
+    ]
+    compare(specs, f"winograd{m}", NATIVE)
+
+
+def compare(specs: list[ConvSpec], method: str, on: Target) -> None:
+    """All in one library."""
     kernels = [conv2d(spec, on, True, method) for spec in specs]
     library = Library([kernel.func for kernel in kernels], on)
     for spec, kernel in zip(specs, kernels, strict=True):
@@ -105,11 +124,22 @@ def test_errors_are_small_against_what_is_summed(method: str, mean: float) -> No
     assert errors(spec, method, x, w - w.mean((2, 3), keepdims=True)) <= 3e-7
 
 
-@pytest.mark.parametrize(("method", "largest"), [("winograd2", 6e-7), ("winograd4", 2e-6)])
-def test_relative_errors_on_normal_numbers(method: str, largest: float) -> None:
-    spec = ConvSpec(1, 128, 28, 28, 64, (3, 3), pads=PAD)
+STEM = ConvSpec(1, 3, 112, 112, 32, (7, 7), (2, 2), (3, 3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "method", "largest"),
+    [
+        (ConvSpec(1, 128, 28, 28, 64, (3, 3), pads=PAD), "winograd2", 6e-7),
+        (ConvSpec(1, 128, 28, 28, 64, (3, 3), pads=PAD), "winograd4", 2e-6),
+        (STEM, "winograd3", 1e-6),
+        (STEM, "winograd4", 2e-6),
+    ],
+)
+def test_relative_errors_on_normal_numbers(spec: ConvSpec, method: str, largest: float) -> None:
     arrays, _, w, _ = conv_case(spec)
-    exact = F.conv2d(torch.tensor(arrays["x"]).double(), torch.tensor(w).double(), padding=1).numpy()
+    x, pads = torch.tensor(arrays["x"]).double(), spec.pads[0]
+    exact = F.conv2d(x, torch.tensor(w).double(), stride=spec.strides, padding=pads).numpy()
     kernel = conv2d(spec, NATIVE, False, method)
     actual = Library([kernel.func], NATIVE).call(kernel, arrays | kernel.pack(w), exact.shape)
     assert np.linalg.norm(actual - exact) <= largest * np.linalg.norm(exact)
@@ -128,7 +158,27 @@ def test_each_shape_gets_what_is_fastest(channels: int, side: int, method: str) 
     assert next(iter(dense_methods(spec, MACHINE))) == method
 
 
-@pytest.mark.parametrize("m", SIZES)
+def test_a_first_convolution_is_split_into_phases() -> None:
+    spec = ConvSpec(1, 3, 224, 224, 64, (7, 7), (2, 2), (3, 3, 3, 3), epilogue=Epilogue(True, False, "relu"))
+    choice = choose_conv(spec, normal(0, 64, 3, 7, 7), MACHINE)
+    assert choice.chosen.label == "winograd_conv2d dense 4x4"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ConvSpec(1, 4, 9, 9, 4, (3, 5)),
+        ConvSpec(1, 4, 9, 9, 4, (3, 3), (2, 2)),
+        ConvSpec(1, 4, 9, 9, 4, (7, 7), (2, 1)),
+        ConvSpec(1, 4, 9, 9, 4, (3, 3), dilations=(2, 2)),
+        ConvSpec(1, 4, 9, 9, 4, (3, 3), groups=2),
+    ],
+)
+def test_other_convolutions_are_summed_as_written(spec: ConvSpec) -> None:
+    assert list(dense_methods(spec, MACHINE)) == ["direct"]
+
+
+@pytest.mark.parametrize("m", SIZES[3])
 @pytest.mark.parametrize("side", [7, 14, 28, 56, 112, 224])
 def test_points_of_a_block_stay_near(side: int, m: int) -> None:
     channels = 3584 // side
