@@ -95,30 +95,37 @@ static void pause_briefly(void) {
 #endif
 }
 
-/* Claim and run tasks of one share until none is left. */
-static void take_share(secateur_pool *pool, task_share *share) {
+/* Claim and run tasks of one share until none is left; how many they were. */
+static int32_t take_share(secateur_pool *pool, task_share *share) {
   uint64_t state = atomic_load(&share->state);
-  for (;;) {
-    int32_t task = (int32_t)(state & 0xffff), end = (int32_t)(state >> 16 & 0xffff);
-    if (task >= end) return;
-    int32_t tasks = atomic_load(&pool->tasks);
-    parallel_lambda lambda = atomic_load(&pool->lambda);
-    void *data = atomic_load(&pool->data);
-    if (!atomic_compare_exchange_weak(&share->state, &state, state + 1)) continue;
-    parallel_env env = {0, tasks};
-    if (lambda(task, &env, data) != 0) atomic_store(&pool->failed, 1);
-    if (atomic_fetch_add(&pool->finished, 1) == tasks - 1 && atomic_load(&pool->waiting)) {
-      pthread_mutex_lock(&pool->lock);
-      pthread_cond_signal(&pool->done);
-      pthread_mutex_unlock(&pool->lock);
-    }
+  for (int32_t taken = 0;; ++taken) {
+    parallel_lambda lambda;
+    void *data;
+    parallel_env env = {0, 0};
+    do {
+      if ((state & 0xffff) >= (state >> 16 & 0xffff)) return taken;
+      env.num_task = atomic_load(&pool->tasks);
+      lambda = atomic_load(&pool->lambda);
+      data = atomic_load(&pool->data);
+    } while (!atomic_compare_exchange_weak(&share->state, &state, state + 1));
+    if (lambda((int)(state & 0xffff), &env, data) != 0) atomic_store(&pool->failed, 1);
     state = atomic_load(&share->state);
   }
 }
 
-/* What is left to do, thread `index`'s own share first. */
+/* What is left to do, thread `index`'s own share first. It is reported at the end: a line that threads write to by
+   turns takes longer than a small task. */
 static void take_tasks(secateur_pool *pool, int32_t index) {
-  for (int32_t i = 0; i < pool->threads; ++i) take_share(pool, &pool->shares[(index + i) % pool->threads]);
+  int32_t taken = 0;
+  for (int32_t i = 0; i < pool->threads; ++i) taken += take_share(pool, &pool->shares[(index + i) % pool->threads]);
+  if (taken == 0) return;
+  /* The loop goes on until these are counted, so that its number of tasks can still be read. */
+  int32_t tasks = atomic_load(&pool->tasks);
+  if (atomic_fetch_add(&pool->finished, taken) + taken == tasks && atomic_load(&pool->waiting)) {
+    pthread_mutex_lock(&pool->lock);
+    pthread_cond_signal(&pool->done);
+    pthread_mutex_unlock(&pool->lock);
+  }
 }
 
 static void *work(void *argument) {
