@@ -1,4 +1,4 @@
-"""A compiled model as a C library: static and shared, with a header, a program that runs it, and a CMake file.
+"""A compiled model as a C library: static and shared, with a header, programs that run and time it, and a CMake file.
 
 It needs libc and libm alone, keeps nothing in global variables, and all its symbols begin with its name, so that one
 program may hold several. See docs/arm.md and runtime/c/model.h.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends.aot import RUNTIME, compile_kernels, entry_source
+from backends.cbench import embedded, probe_archive
 from backends.lowering.program import Buffer, Program
 from backends.memory import ALIGNMENT, MemoryPlan
 from backends.objects import needed, renamed
@@ -105,17 +106,17 @@ class CLibrary:
         program = prefixed(program, self.name)
         payload = memory.weights()
         files: dict[str, bytes] = {} if self.embed_weights else {"weights.bin": weights_file(payload)}
-        for name in ("model.h", "main.c"):
+        for name in ("model.h", "main.c", "bench.c", "bench.h"):
             files[name.replace("model", self.name)] = named((SOURCES / name).read_text(), self.name).encode()
         external: dict[str, set[str]] = {}
-        executable, size, places = "", 0, {}
+        programs, size, places = ("", ""), 0, {}
         for platform in platforms(target):
             built = _Build(
                 self, program, memory, payload, dataclasses.replace(target, triple=platform.triple), platform
             )
             files |= {platform.folder + file: data for file, data in built.files.items()}
             places[platform.folder] = platform
-            executable = built.executable or executable
+            programs = built.programs or programs
             size = max(size, built.code_bytes)
             for library, names in built.external.items():
                 external.setdefault(library, set()).update(names)
@@ -123,12 +124,13 @@ class CLibrary:
         manifest = {
             "package": "c",
             "name": self.name,
-            "program": executable or None,
+            "program": programs[0] or None,
+            "benchmark": programs[1] or None,
             "libraries": sorted(external),
             "symbols": {library: sorted(names) for library, names in sorted(external.items())},
             "code_bytes": size,
         }
-        return Package(files, manifest, frozenset({executable} - {""}))
+        return Package(files, manifest, frozenset({*programs} - {""}))
 
     def _cmake(self, places: Iterable[str]) -> str:
         """CMakeLists.txt; Apple's has a library for each system."""
@@ -167,7 +169,7 @@ class _Build:
         platform: Platform,
     ) -> None:
         self._name, self._platform = options.name, platform
-        self.executable = ""
+        self.programs: tuple[str, str] | None = None
         self.files: dict[str, bytes] = {}
         with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
             self._folder = Path(temporary)
@@ -187,7 +189,7 @@ class _Build:
             objects |= {f"kernels{i}.o": renamed(code, _LAUNCH, launch) for i, code in enumerate(kernels)}
             self.code_bytes = sum(len(code) for file, code in objects.items() if file != "embedded.o")
             self.external = external(needed(objects.values()), platform)
-            self._link(objects)
+            self._link(objects, target)
 
     @property
     def _compiler(self) -> tuple[str, ...]:
@@ -209,19 +211,19 @@ class _Build:
             "entry.c": entry_source(program, memory),
             f"{name}.h": named((SOURCES / "model.h").read_text(), name),
             "api.c": named((SOURCES / "model.c").read_text(), name),
-            "main.c": named((SOURCES / "main.c").read_text(), name),
+            **{file: named((SOURCES / file).read_text(), name) for file in ("main.c", "bench.c", "bench.h")},
         }
         for file in ("parallel.c", "parallel.h"):
             texts[file] = (RUNTIME / file).read_text()
         if options.embed_weights:
             (folder / "weights.data").write_bytes(payload)
-            texts["embedded.S"] = _embedded(name, self._platform.darwin)
+            texts["embedded.S"] = embedded(f"{name}_internal_weights", "weights.data", self._platform.darwin)
         for file, text in texts.items():
             (folder / file).write_text(text)
         return ["entry.c", "api.c", "parallel.c", *(["embedded.S"] if options.embed_weights else [])]
 
-    def _link(self, objects: Mapping[str, bytes]) -> None:
-        """The archive, the shared library, and the program, as far as the platform has them."""
+    def _link(self, objects: Mapping[str, bytes], target: Target) -> None:
+        """The archives, the shared library, and the programs, as far as the platform has them."""
         name, folder, platform = self._name, self._folder, self._platform
         for file, code in objects.items():
             (folder / file).write_bytes(code)
@@ -232,11 +234,17 @@ class _Build:
             file = f"lib{name}.{'dylib' if platform.darwin else 'so'}"
             getattr(self, f"_link_{platform.shared}")(file, list(objects))
             self._keep(file)
+        if platform.folder:
+            return
+        probes = f"lib{name}-probes.a"
+        (folder / probes).write_bytes(probe_archive(dataclasses.replace(target, costs=None), platform))
+        self._keep(probes)
         if platform.program is not None:
-            self.executable = f"{name}-run"
-            static = ("-target", platform.program, "-static", "-O2", "-g0", "-s", "-std=c11")
-            zig(folder, "cc", *static, "main.c", archive, "-o", self.executable)
-            self._keep(self.executable)
+            self.programs = f"{name}-run", f"{name}-bench"
+            static = ("cc", "-target", platform.program, "-static", "-O2", "-g0", "-s", "-std=c11")
+            for source, file in zip((("main.c", archive), ("bench.c", archive, probes)), self.programs, strict=True):
+                zig(folder, *static, *source, "-o", file)
+                self._keep(file)
 
     def _keep(self, file: str) -> None:
         self.files[file] = (self._folder / file).read_bytes()
@@ -336,17 +344,6 @@ def _c_string(text: str) -> str:
     if plain == text and "??" not in text:
         return json.dumps(text)
     return '"' + "".join(f"\\{byte:03o}" for byte in text.encode()) + '"'
-
-
-def _embedded(name: str, darwin: bool) -> str:
-    """Assembly that holds the weights."""
-    symbol = f"{'_' if darwin else ''}{name}_internal_weights"
-    if darwin:
-        head, tail = f".section __TEXT,__const\n.globl {symbol}\n.private_extern {symbol}\n", ""
-    else:
-        head = f'.section .rodata,"a"\n.globl {symbol}\n.hidden {symbol}\n'
-        tail = '.section .note.GNU-stack,"",%progbits\n'
-    return f'{head}.p2align 6\n{symbol}:\n.incbin "weights.data"\n{tail}'
 
 
 def external(undefined: Iterable[str], platform: Platform) -> dict[str, frozenset[str]]:

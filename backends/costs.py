@@ -1,6 +1,7 @@
-"""What the steps of a sparse product cost on a kind of processor, in multiply-adds of whole vectors.
+"""What the steps of sparse and dense products cost on a kind of processor, in multiply-adds of whole vectors.
 
-Selection estimates by these numbers alone, so that no measurement on the build host is needed.
+Selection estimates by these numbers alone, so that no measurement on the build host is needed; a profile that was
+measured on a device (see profile.py) brings numbers of its own.
 """
 
 from __future__ import annotations
@@ -41,6 +42,29 @@ class SparseCosts:
     turn: float = 0.15
 
 
+@dataclass(frozen=True)
+class DenseCosts:
+    """Cycles in the same unit; the defaults were fitted to measurements on AMD Zen 4.
+
+    product: a multiply-add of a register tile. depthwise: one of depthwise windows. gather, gather_strided: gathering a
+    vector into a panel, without strides and with. byte: a byte of weights that are used only once.
+    """
+
+    product: float = 1.04
+    depthwise: float = 1.5
+    gather: float = 4.0
+    gather_strided: float = 13.0
+    byte: float = 0.12
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that selection knows of a processor."""
+
+    sparse: SparseCosts
+    dense: DenseCosts
+
+
 FITTED = SparseCosts()
 #: Modelled, not measured. Two multiply-adds a cycle, so that whatever takes cycles counts double: near, entry, channel
 #: and the least ones from llvm-mca's model of Neoverse N1 (`make bench-arm`), which starts four cycles later with a sum
@@ -65,5 +89,12 @@ NEON = SparseCosts(
 
 
 def sparse_costs(target: Target) -> SparseCosts:
-    """The numbers of a target's kind of processor."""
+    """The numbers of a target: those that were measured on a device, or its kind of processor's."""
+    if target.costs is not None:
+        return target.costs.sparse
     return NEON if target.triple.partition("-")[0] in ("aarch64", "arm64") else FITTED
+
+
+def dense_costs(target: Target) -> DenseCosts:
+    """As `sparse_costs`, of dense schedules."""
+    return DenseCosts() if target.costs is None else target.costs.dense

@@ -21,6 +21,7 @@ from backends.aot import ABI_VERSION, shared_library
 from backends.lowering import Program, lower
 from backends.memory import MemoryPlan, plan
 from backends.packaging import Package, Packager, packager_for, register_packager
+from backends.profile import Profile
 from backends.runtime.loader import FORMAT_VERSION, read_manifest
 from backends.selection import Selector
 from backends.target import Target
@@ -82,6 +83,7 @@ def build(
     tune: float = 0.0,
     keep_model: bool = True,
     packager: Packager | None = None,
+    profile: str | Path | None = None,
 ) -> Artifact:
     """Compile `graph` for `target` into the directory `output`.
 
@@ -89,10 +91,11 @@ def build(
     on measuring which schedules are fastest on this machine (measurements are kept; an artifact's bytes then depend on
     them). keep_model: put the model that was compiled and the kernels' TVMScript beside the code, as
     model.onnx and module.py; nothing needs them to run.
-    packager: what the artifact holds; the target's own if it is not given.
+    packager: what the artifact holds; the target's own if it is not given. profile: a file that a benchmark program
+    wrote on a device, whose costs decide which schedules are taken (see profile.py).
 
     Raises SecateurError: E_OUTPUT_EXISTS when `output` exists and overwrite is false, E_OUTPUT when it cannot be
-    written, E_SYMBOLIC_DIM, E_NO_LOWERING, E_NO_LINKER. On any failure nothing is left behind.
+    written, E_SYMBOLIC_DIM, E_NO_LOWERING, E_NO_LINKER, E_PROFILE. On any failure nothing is left behind.
     """
     report = progress or (lambda stage, done, total: None)
     chosen = named_target(target) if isinstance(target, str) else target
@@ -100,6 +103,8 @@ def build(
     packager.require(chosen)
     path = Path(output)
     _require_free(path, overwrite)
+    measured = None if profile is None else Profile.read(profile)
+    chosen = chosen if measured is None else measured.apply(chosen)
     report(_STAGES[0], 0, len(_STAGES))
     selector = Selector(chosen)
     program = lower(graph, chosen, parallel=packager.parallel, selector=selector)
@@ -113,6 +118,8 @@ def build(
     report(_STAGES[3], 3, len(_STAGES))
     files = package.files | ({"module.py": module_script(program).encode()} if keep_model else {})
     header = _manifest(program, memory, chosen) | package.manifest
+    if measured is not None and chosen.costs is not None:
+        header["profile"] = measured.describe(chosen.costs)
     manifest = _write(path, files, package.executables, header, graph if keep_model else None, overwrite)
     report("done", len(_STAGES), len(_STAGES))
     return Artifact(path, manifest)

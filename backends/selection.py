@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends.costs import SparseCosts, sparse_costs
+from backends.costs import SparseCosts, dense_costs, sparse_costs
 from backends.formats import BlockCSR, find_nm
 from backends.schedules.conv import conv2d
 from backends.schedules.dense_cost import dense_methods, direct_schedule
@@ -41,8 +41,6 @@ _SPARSEST_PATTERNS = 0.15
 #: Tiles per block height that measurement may choose from.
 _TILES = 3
 VECTORS = (2, 3, 4, 6, 8)
-#: Cycles per byte of weights that are used only once.
-_BYTES_COST = 0.12
 
 
 @dataclass(frozen=True)
@@ -146,14 +144,19 @@ def choose_conv(spec: ConvSpec, weights: np.ndarray, target: Target) -> Choice:
 
 def choose_matmul(spec: MatMulSpec, weights: np.ndarray | None, target: Target) -> Choice:
     """The schedule of a matrix product whose constant operand, if it has one, is `weights` as it is stored."""
-    cycles = spec.macs / target.lanes() * 1.04
-    if weights is not None and spec.m * spec.batch < 8:
-        # So few rows that the weights come from memory faster than they are used.
-        cycles = max(cycles, weights.size * _BYTES_COST * 4)
+    cycles = dense_matmul_cycles(spec, 0 if weights is None else weights.size, target)
     dense = Candidate("matmul", "dense", "", cycles, lambda target, parallel: matmul(spec, target, parallel))
     if weights is None or not supported(spec):
         return Choice(dense, (), 0 if weights is None else int(np.count_nonzero(weights)), spec.k * spec.n)
     return _best(dense, weights, sparse_matmul_candidates(spec, weights, target))
+
+
+def dense_matmul_cycles(spec: MatMulSpec, weights: int, target: Target) -> float:
+    """Cycles of the dense schedule with so many constant weights."""
+    costs = dense_costs(target)
+    cycles = spec.macs / target.lanes() * costs.product
+    # So few rows that the weights come from memory faster than they are used.
+    return max(cycles, weights * costs.byte * 4) if spec.m * spec.batch < 8 else cycles
 
 
 def _best(

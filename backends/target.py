@@ -10,14 +10,18 @@ import functools
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
 from tvm.target import codegen as llvm
 
 from compiler.errors import SecateurError
+
+if TYPE_CHECKING:
+    from backends.costs import Costs
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Target:
     one core's data caches; triple, cpu and features go to LLVM as they are. loads_first: what compiles the code
     further loads all operands of a step before it multiplies them, so that each of them needs a register.
     contract: sums of products may be rounded once, where the processor has an instruction for it. package: what kind
-    of artifact is made for it (see `backends.packaging`).
+    of artifact is made for it (see `backends.packaging`). costs: what selection goes by, instead of the numbers of this
+    kind of processor; they name no code, so that equal kernels have equal symbols.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Target:
     loads_first: bool = False
     contract: bool = False
     package: str = "library"
+    costs: Costs | None = field(default=None, repr=False)
 
     @classmethod
     def native(cls) -> Target:

@@ -83,6 +83,7 @@ def compile(
     tune: float = 0.0,
     keep_model: bool = True,
     packager: Packager | None = None,
+    profile: str | Path | None = None,
 ) -> Artifact:
     """Compile a model (a path, a ModelProto, an nn.Module, …) into the artifact directory `output`.
 
@@ -92,6 +93,7 @@ def compile(
     keep_model: put the model that was compiled and the kernels' TVMScript into the artifact too, as model.onnx and
     module.py; nothing needs them to run.
     packager: what the artifact holds, such as `backends.wasm.WebPackage`; the target's own if it is not given.
+    profile: a file that a C library's benchmark program wrote on a device; its costs decide which schedules are taken.
     """
     outcome = compile_outcome(
         source,
@@ -106,6 +108,7 @@ def compile(
         tune=tune,
         keep_model=keep_model,
         packager=packager,
+        profile=profile,
     )
     assert outcome.artifact is not None
     return outcome.artifact
@@ -125,6 +128,7 @@ def compile_outcome(
     tune: float = 0.0,
     keep_model: bool = True,
     packager: Packager | None = None,
+    profile: str | Path | None = None,
 ) -> Outcome:
     """As `compile`, with the graph, the passes' reports and the checks that were made."""
     from backends import Artifact, build
@@ -145,6 +149,7 @@ def compile_outcome(
             tune=tune,
             keep_model=keep_model,
             packager=packager,
+            profile=profile,
         )
         checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
         here = _runs_here(draft)

@@ -1,17 +1,16 @@
 """What the dense schedules of a convolution cost: estimated cycles of one core, the unit a whole-vector multiply-add.
 
-The constants here and in winograd.py were fitted to measurements with weights from memory (see docs/performance.md).
+The constants (in costs.py and winograd.py) were fitted to measurements with weights from memory: docs/performance.md.
 """
 
 from __future__ import annotations
 
+from backends.costs import dense_costs
 from backends.schedules.rows import cover
 from backends.schedules.specs import ConvSpec
 from backends.schedules.winograd import Tiling, tile_sizes
 from backends.target import Target
 
-#: Cycles of gathering a vector into a panel, without strides and with.
-_GATHER, _GATHER_STRIDED = 4.0, 13.0
 #: Winograd's method is less accurate, the more so the larger its tiles: what each step up must promise to save.
 _GAIN = 0.95
 
@@ -34,14 +33,14 @@ def direct_schedule(spec: ConvSpec) -> str:
 
 
 def _direct_cycles(spec: ConvSpec, target: Target) -> float:
-    lanes, schedule = target.lanes(), direct_schedule(spec)
+    lanes, schedule, costs = target.lanes(), direct_schedule(spec), dense_costs(target)
     work = spec.macs / lanes
     if schedule == "depthwise":
-        return work * 1.5
+        return work * costs.depthwise
     pixels = spec.out_height * spec.out_width
     padded = sum(1.0 if width == lanes else 0.5 for _, width in cover(pixels, lanes)) * lanes / pixels
     gathered = 0.0
     if schedule == "panels":
-        each = _GATHER if spec.strides[1] == 1 else _GATHER_STRIDED
+        each = costs.gather if spec.strides[1] == 1 else costs.gather_strided
         gathered = each * spec.batch * spec.in_channels * spec.kernel[0] * spec.kernel[1] * pixels / lanes
-    return work * padded * 1.04 + gathered
+    return work * padded * costs.product + gathered

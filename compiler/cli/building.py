@@ -53,6 +53,10 @@ def compile_command(
     tune: Annotated[
         float, typer.Option(min=0.0, help="Seconds to spend on measuring which schedules are fastest here.")
     ] = 0.0,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Choose schedules by what a C library's benchmark program measured on a device: its file."),
+    ] = None,
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Leave model.onnx and module.py out: nothing needs them to run.")
     ] = False,
@@ -85,6 +89,7 @@ def compile_command(
             tune=tune,
             keep_model=not no_model,
             packager=packager(target, package, name, embed_weights, demo, class_names, samples, normalize),
+            profile=profile,
         )
     artifact = outcome.artifact
     assert artifact is not None
@@ -98,6 +103,8 @@ def compile_command(
         ["artifact", size(artifact.nbytes)],
         ["activation memory", size(artifact.arena_bytes)],
     ]
+    if "profile" in artifact.manifest:
+        rows.append(["costs measured on", artifact.manifest["profile"]["processor"]])
     if "code_bytes" in artifact.manifest:
         rows.append(["code without weights", size(artifact.manifest["code_bytes"])])
     screen.print(table(f"{outcome.path}", "", "", rows=rows))

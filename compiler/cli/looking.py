@@ -228,5 +228,8 @@ def _inspect_artifact(screen: Screen, path: Path) -> None:
         screen.print(
             "format: how the weights are stored; over dense: the dense schedule's estimated time over this one's"
         )
+    if "profile" in manifest:
+        used = manifest["profile"]
+        screen.print(f"chosen by costs measured on {used['processor']} (profile {used['sha256'][:12]})")
     screen.print(f"activation memory: {size(manifest['arena_bytes'])}")
     screen.finish(manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import subprocess
@@ -15,12 +16,17 @@ from backends import build, load
 from backends.clibrary import CLibrary, launcher
 from backends.native import Artifact
 from backends.objects import needed, renamed, symbols
+from backends.probes import probes
+from backends.profile import Profile
 from backends.runtime.program import ProgramExecutable, runner
+from backends.target import target as named_target
 from backends.zig import zig
 from compiler import compile
+from compiler.cli import main
 from compiler.frontends.onnx import load_onnx
 from compiler.ir import SecateurError
 from tests.backends.networks import assert_same, reference, small_cnn
+from tests.backends.test_sparse import network
 
 BUNDLED = Path(__file__).parents[2] / "examples" / "fashion_mnist" / "fashion_cnn.onnx"
 WRAPPED = ("malloc", "calloc", "posix_memalign", "pthread_create")
@@ -137,6 +143,48 @@ def test_two_models_live_in_one_program_with_embedded_weights(
         assert_same(reference(small_cnn(seed), {"x": data}), {"y": found[None, :, column]})
 
 
+def bench(artifact: Artifact, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run an artifact's benchmark program."""
+    command = words(artifact, artifact.path / artifact.manifest["benchmark"])
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "arm64-linux"])
+def test_the_benchmark_program_writes_a_profile_that_compile_takes(
+    package: Callable[..., Artifact], target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact, path = package(target), tmp_path / "profile.json"
+    done = bench(artifact, "-w", str(artifact.path / "weights.bin"), "-o", str(path), "-n", "3", "-r", "3")
+    assert done.returncode == 0 and f"--profile {path}" in done.stderr, done.stderr
+    timed = json.loads(path.read_text())
+    assert timed["model"]["runs"] == 3 and 0 < timed["model"]["least"] <= timed["model"]["median"]
+    assert [kernel["name"] for kernel in timed["kernels"]] == [probe.name for probe in probes(named_target(target))]
+    assert all(kernel["calls"] >= 3 and kernel["least"] <= kernel["median"] for kernel in timed["kernels"])
+    profile = Profile.read(path)
+    assert profile.processor == timed["processor"] != "unknown"
+    if runner(artifact.manifest):
+        return  # An emulator's times may lead to costs that no processor has.
+    model, x = network()
+    again = build(load_onnx(model), tmp_path / "out", target=target, profile=path)
+    assert again.manifest["profile"]["sha256"] == profile.digest
+    with load(again.path) as executable:
+        assert_same(reference(model, {"x": x}), executable.run({"x": x}))
+    with pytest.raises(SystemExit):
+        main(["inspect", str(again.path)])
+    assert f"chosen by costs measured on {timed['processor']} (profile " in capsys.readouterr().out
+
+
+def test_a_benchmark_that_cannot_run_the_model_leaves_no_profile(
+    package: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    artifact, path = package("x86-64-v3"), tmp_path / "profile.json"
+    done = bench(artifact, "-o", str(path))
+    assert done.returncode == 1 and "no weights are given" in done.stderr and not path.exists()
+    assert bench(artifact, "-q", "1").returncode == 2
+    done = bench(artifact, "-w", str(artifact.path / "weights.bin"), "-o", str(tmp_path / "no" / "profile.json"))
+    assert done.returncode == 1 and "cannot be written" in done.stderr
+
+
 def test_a_processor_without_the_instructions_is_told_so(package: Callable[..., Artifact]) -> None:
     artifact = package("x86-64-v3")
     emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
@@ -200,7 +248,8 @@ def test_equal_graphs_give_equal_bytes(package: Callable[..., Artifact], tmp_pat
 def test_the_sources_are_plain_c_and_the_header_is_cpp(package: Callable[..., Artifact], tmp_path: Path) -> None:
     folder = package("arm64-linux", run=False).path
     strict = ["-Wall", "-Wextra", "-pedantic", "-Werror", "-target", "x86_64-linux-musl", "-c"]
-    zig(tmp_path, "cc", "-std=c99", *strict, "-I", str(folder), str(folder / "main.c"), "-o", "main.o")
+    for name in ("main", "bench"):
+        zig(tmp_path, "cc", "-std=c99", *strict, "-I", str(folder), str(folder / f"{name}.c"), "-o", f"{name}.o")
     (tmp_path / "user.cpp").write_text('#include "model.h"\nint main() { return model_input_count(); }\n')
     zig(tmp_path, "c++", "-std=c++11", *strict, "-I", str(folder), "user.cpp", "-o", "user.o")
 
@@ -227,8 +276,11 @@ def test_cmake_builds_the_program(package: Callable[..., Artifact], tmp_path: Pa
     artifact = package("x86-64-v3")
     for step in (["cmake", "-S", str(artifact.path), "-B", "build"], ["cmake", "--build", "build"]):
         subprocess.run(step, cwd=tmp_path, check=True, capture_output=True)
-    command = [str(tmp_path / "build" / "model_run"), "-w", str(artifact.path / "weights.bin"), "-n", "2"]
+    weights = ["-w", str(artifact.path / "weights.bin"), "-n", "2"]
+    command = [str(tmp_path / "build" / "model_run"), *weights]
     assert "latency of 2 runs" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [str(tmp_path / "build" / "model_bench"), *weights, "-r", "1"]
+    assert '"kernels": [' in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(
