@@ -37,8 +37,10 @@ _PRODUCT, _FAR, _TRANSFORMED, _STAGED = 0.85, 0.16, 4.9, 55.0
 _WEIGHTS = 0.2
 #: Points of a block may take so many second-level caches, or so many times what goes in and comes out.
 _MOST_CACHES, _MOST_IMAGES = 1.75, 1.5
+#: Points that take at most so much of what goes in and comes out are preferred, for so many times the cycles.
+_LITTLE, _WORTH = 0.05, 1.15
 #: Parts that the output channels may be computed in, and the fewest channels of one.
-_PARTS, _FEWEST = (1, 2, 4), 32
+_PARTS, _FEWEST = (1, 2, 4), 16
 
 
 def tile_sizes(spec: ConvSpec) -> tuple[int, ...]:
@@ -88,7 +90,9 @@ class Tiling:
         images = spec.in_channels * spec.height * spec.width + channels * spec.out_height * spec.out_width
         most = max(_MOST_CACHES * target.l2_bytes, _MOST_IMAGES * 4 * images)
         fitting = [t for t in tilings if t.points_bytes <= most] or tilings[len(divisors) - 1 : len(divisors)]
-        return min(fitting, key=lambda tiling: tiling.cycles)
+        best = min(fitting, key=lambda tiling: tiling.cycles)
+        little = [t for t in fitting if t.points_bytes <= _LITTLE * 4 * images and t.cycles <= _WORTH * best.cycles]
+        return min(little, key=lambda tiling: tiling.cycles, default=best)
 
     @property
     def down(self) -> int:
