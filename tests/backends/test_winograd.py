@@ -187,7 +187,7 @@ def test_points_of_a_block_stay_near(side: int, m: int) -> None:
     assert tiling.points_bytes <= max(1.75 * MACHINE.l2_bytes, 1.5 * images) or tiling.rows == 1
 
 
-@pytest.mark.parametrize(("channels", "parts"), [(96, 2), (256, 4)])
+@pytest.mark.parametrize(("channels", "parts"), [(40, 2), (256, 4)])
 def test_output_channels_in_parts(channels: int, parts: int) -> None:
     spec = ConvSpec(2, 24, 20, 20, channels, (3, 3), pads=PAD, epilogue=Epilogue(True, True, "relu"))
     machine = dataclasses.replace(NATIVE, l2_bytes=64 << 10)
