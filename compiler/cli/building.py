@@ -236,7 +236,9 @@ def sparsify_command(
     labels: Labels = "labels",
     loss: Loss = "cross_entropy",
     loss_output: LossOutput = None,
-    mend: Annotated[str, typer.Option(help="Set statistics anew: none or batchnorm.")] = "none",
+    mend: Annotated[
+        str, typer.Option(help="Make good for zeros: none; batchnorm: statistics; layers: the weights that stay, too.")
+    ] = "none",
     keep_first: Annotated[bool, typer.Option(help="Spare the layers that no other comes before.")] = True,
     keep_last: Annotated[bool, typer.Option(help="Spare the layers that no other comes after.")] = False,
     depthwise: Annotated[bool, typer.Option(help="Take depthwise convolutions too.")] = False,

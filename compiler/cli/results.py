@@ -10,6 +10,7 @@ from compiler.driver import Outcome
 from compiler.ir import graph_cost
 from compiler.report import count, size
 from passes import Context
+from passes.reconstruction import Mended
 from passes.sparsity import SparsifyReport
 from passes.structured import PruneReport
 
@@ -29,12 +30,7 @@ def show_prunes(screen: Screen, context: Context, before_bytes: int | None = Non
             f"asked to remove {report.requested:.2%} of {report.metric}, removed {report.reached:.2%}; "
             f"{sum(g.after < g.before for g in report.groups)} of {len(report.groups)} groups became narrower"
         )
-        if report.mended is not None:
-            done = report.mended
-            screen.print(
-                f"mended {len(done.layers)} layers and {len(done.normalizations)} normalisations, "
-                f"corrected {len(done.corrections)} with none; left {len(done.left)}"
-            )
+        _show_mended(screen, report.mended)
         if report.unranked:
             screen.print(f"left whole: {', '.join(report.unranked[:6])}{' …' if len(report.unranked) > 6 else ''}")
 
@@ -48,11 +44,15 @@ def show_sparsities(screen: Screen, context: Context) -> None:
             f"{count(sum(w.weights for w in eligible))} weights in {len(eligible)} layers; of all "
             f"{count(sum(w.weights for w in report.weights))} weights {report.overall[0]:.2%} → {report.overall[1]:.2%}"
         )
-        if report.mended is not None:
-            done = report.mended
-            screen.print(
-                f"mended {len(done.normalizations)} normalisations, corrected {len(done.corrections)} layers with none"
-            )
+        _show_mended(screen, report.mended)
+
+
+def _show_mended(screen: Screen, done: Mended | None) -> None:
+    if done is not None:
+        screen.print(
+            f"mended {len(done.layers)} layers and {len(done.normalizations)} normalisations, "
+            f"corrected {len(done.corrections)} with none; left {len(done.left)}"
+        )
 
 
 def show_checks(screen: Screen, outcome: Outcome, timings: bool) -> None:

@@ -3,9 +3,10 @@
 After OBSPA in "Structurally Prune Anything" (Wang et al., 2024, arXiv:2403.18955), which follows "Optimal Brain
 Compression" (Frantar and Alistarh, NeurIPS 2022, arXiv:2208.11580): the weights that stay solve the least-squares
 problem |W x - W' x'|^2. Here x' are the inputs of the pruned and already mended network, so that errors do not add
-up, and the ridge pulls towards the weights as they were. BatchNormalization then gets the statistics with which its
-result has the mean and the variance that it had. Where it was folded into the layer before it, the layer's weights and
-bias are scaled and shifted to the same end, as in "REPAIR" (Jordan et al., ICLR 2023, arXiv:2211.08403).
+up. Weights that are zero stay zero, and the ridge pulls towards the weights as they were. BatchNormalization then gets
+the statistics with which its result has the mean and the variance that it had. Where it was folded into the layer
+before it, the layer's weights and bias are scaled and shifted to the same end, as in "REPAIR" (Jordan et al., ICLR
+2023, arXiv:2211.08403).
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class _Mending:
         if regression.rows < start.shape[1]:
             count = len(self._samples)
             self.short.append(Shortage(node.describe(), count, regression.rows // count, start.shape[1]))
-        solved = regression.solve(start)
+        solved = regression.solve(start, free=start != 0)
         if solved is None:
             self._leave(node, "the second moments of its inputs have no Cholesky factor, damped as they may be")
             return

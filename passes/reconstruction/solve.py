@@ -18,6 +18,8 @@ _LARGE = 6144
 """Above this many inputs all is kept in float32 and worked on in place: 16,384 inputs take 1 GiB."""
 _CHUNK = 1 << 24
 """Elements of inputs that are looked at at a time."""
+_STEPS, _CLOSE = 200, 1e-6
+"""Of conjugate gradients: at most so many, until what is left of the right side is so small a share of it."""
 
 
 class Regression:
@@ -70,15 +72,21 @@ class Regression:
             square += float((self.rows * np.square(constant) - 2 * constant * rest).sum())
         return math.sqrt(max(square, 0.0) / norm) if norm > 0 else 0.0
 
-    def solve(self, start: np.ndarray, damping: float = DAMPING) -> tuple[np.ndarray, np.ndarray] | None:
-        """(weights [blocks, inputs, outputs], constant [blocks, outputs]), near `start`; None where H is singular."""
+    def solve(
+        self, start: np.ndarray, damping: float = DAMPING, *, free: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """(weights [blocks, inputs, outputs], constant [blocks, outputs]), near `start`; None where H is singular.
+
+        free: which weights may change, bool of the same shape; all by default.
+        """
         h = self._covariance()
         mean_x, mean_y = self._x / self.rows, self._y / self.rows
         wanted = self._c / self.rows
         if self.centered:
             wanted -= (mean_x[:, :, None] * mean_y[:, None]).astype(wanted.dtype)
         wanted -= h @ start.astype(h.dtype)
-        change = self._damped(lambda h: _solved(h, wanted), damping)
+        work = _solved if free is None or free.all() else partial(_solved_within, free=free)
+        change = self._damped(lambda h: work(h, wanted), damping)
         if change is None:
             return None
         weights = start + change
@@ -136,6 +144,37 @@ def _solved(h: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         np.linalg.cholesky(h)  # positive definite, or another round of damping
         return np.linalg.solve(h, wanted)
     return np.stack([_blockwise(m, partial(BlockCholesky.solve, b=b)) for m, b in zip(h, wanted, strict=True)])
+
+
+def _solved_within(h: np.ndarray, wanted: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """For each column of `wanted`, the solution over the places that are free; 0 elsewhere.
+
+    Conjugate gradients, preconditioned by the diagonal, on all columns at once: each has places of its own, and with
+    them a matrix of its own, which none of them needs to see.
+    """
+    diagonal = np.einsum("bii->bi", h)[:, :, None]
+    if not (diagonal > 0).all():
+        raise np.linalg.LinAlgError("a diagonal element is not positive")
+    found = np.zeros_like(wanted)
+    rest = np.where(free, wanted, 0).astype(wanted.dtype)
+    enough = _CLOSE**2 * np.square(rest, dtype=np.float64).sum(1, keepdims=True)
+    scaled = rest / diagonal
+    towards, size = scaled, (rest * scaled).sum(1, keepdims=True)
+    for _ in range(_STEPS):
+        active = np.square(rest, dtype=np.float64).sum(1, keepdims=True) > enough
+        if not active.any():
+            break
+        curved = np.where(free, h @ towards, 0)
+        bend = (towards * curved).sum(1, keepdims=True)
+        if (bend[active] <= 0).any():
+            raise np.linalg.LinAlgError("not positive definite")
+        step = np.where(active, size / np.where(bend > 0, bend, 1), 0).astype(wanted.dtype)
+        found += step * towards
+        rest -= step * curved
+        scaled = rest / diagonal
+        before, size = size, (rest * scaled).sum(1, keepdims=True)
+        towards = scaled + np.where(active, size / np.where(before > 0, before, 1), 0).astype(wanted.dtype) * towards
+    return found
 
 
 def _inverse_blocks(h: np.ndarray, size: int) -> np.ndarray:

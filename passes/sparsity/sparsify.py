@@ -21,7 +21,7 @@ from passes.calibration.samples import LABELS
 from passes.coupling.groups import Groups
 from passes.importance import Criterion, available_criteria, criterion, criterion_samples
 from passes.pipeline import Context, Pass, register_pass
-from passes.reconstruction import Mended, mend
+from passes.reconstruction import MENDS, Mended, mend
 from passes.sparsity.distribution import DISTRIBUTIONS, erk_zeros, global_zeros, uniform_zeros
 from passes.sparsity.patterns import NM, parse_pattern
 from passes.sparsity.report import SparsifyReport, WeightChange
@@ -49,8 +49,10 @@ class Sparsify(Pass):
     keep_first, keep_last: layers that no other comes before (after). depthwise: take depthwise convolutions too, their
     channels as outputs of one input. min_size: smallest number of weights. ignore, only: patterns (shell style) of
     weights, nodes or operators to spare, or to restrict it to. calibration, samples, labels, loss, loss_output, seed:
-    as for `prune`. mend: none, or batchnorm: BatchNormalization gets statistics that leave the mean and variance of its
-    results alone on the calibration data; where it was folded, the layer's weights and bias are scaled, and stay zero.
+    as for `prune`. mend: none; batchnorm: BatchNormalization gets statistics that leave the mean and variance of its
+    results alone on the calibration data, where it was folded the layer's weights and bias are scaled; or layers: that,
+    and every layer's weights that stay are solved for again in closed form (`passes.reconstruction.mend`). What is zero
+    stays zero.
     """
 
     sparsity: float | None = None
@@ -75,7 +77,7 @@ class Sparsify(Pass):
     def __post_init__(self) -> None:
         pattern = parse_pattern(self.pattern)
         self.one_of("distribution", DISTRIBUTIONS)
-        self.one_of("mend", ("none", "batchnorm"))
+        self.one_of("mend", MENDS)
         check_loss(self.loss)
         given = self.sparsity
         if given is not None and not (isinstance(given, int | float) and math.isfinite(given) and 0 < given < 1):

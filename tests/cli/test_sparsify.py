@@ -73,7 +73,7 @@ def test_tables(model: Path, capsys: pytest.CaptureFixture[str], golden) -> None
 def test_mending_is_told(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["sparsify", str(model), "-o", str(model.with_name("o.onnx")), "--calibration", "none"]
     assert run([*arguments, "--mend", "batchnorm"]) == 0
-    assert "mended 1 normalisations" in capsys.readouterr().out
+    assert "mended 0 layers and 1 normalisations" in capsys.readouterr().out
 
 
 def test_compile_takes_the_pass(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +100,7 @@ ERRORS = {
     "conflict": f"{SPARSIFY} --sparsity 0.9 --pattern 2:4",
     "distribution": f"{SPARSIFY} --distribution layerwise",
     "distribution_conflict": f"{SPARSIFY} --distribution erk --pattern 2:4",
-    "mend": f"{SPARSIFY} --mend layers",
+    "mend": f"{SPARSIFY} --mend weights",
     "mend_without_data": f"{SPARSIFY} --mend batchnorm",
     "criterion": f"{SPARSIFY} --criterion fpgm",
     "criterion_without_data": f"{SPARSIFY} --criterion wanda",

@@ -25,6 +25,7 @@ from passes.importance import criterion, unit_scores
 from passes.reconstruction import MENDS, mend, solve
 from passes.reconstruction.layers import layer_of
 from passes.reconstruction.solve import Regression
+from passes.sparsity import Sparsify
 from tests.networks import network
 
 LAYERS = {
@@ -76,6 +77,34 @@ def test_the_solution_is_that_of_ridge_regression(centered: bool) -> None:
     np.testing.assert_allclose(solved[0], true, rtol=1e-5)
     if centered:
         np.testing.assert_allclose(solved[1], 1.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("large", "tolerance"), [(9000, 1e-4), (20, 2e-3)])
+def test_only_what_is_free_changes_and_in_the_best_way(
+    large: int, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside ridge regression on the free inputs of each output alone, with inputs that depend on one another."""
+    monkeypatch.setattr(solve, "_LARGE", large)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 900, 60)) @ rng.standard_normal((2, 60, 60)) + 1
+    start, free = rng.standard_normal((2, 60, 7)), rng.random((2, 60, 7)) < 0.3
+    start, y = np.where(free, start, 0), rng.standard_normal((2, 900, 7))
+    free[1, :, 3] = False  # an output with nothing to change
+    regression = Regression(2, 60, 7, centered=False)
+    regression.add(x, y)
+    solved = regression.solve(start, damping=0.01, free=free)
+    assert solved is not None
+    np.testing.assert_array_equal(solved[0][~free], start[~free])
+    for b in range(2):
+        h = x[b].T @ x[b] / 900
+        h += 0.01 * np.diag(h).mean() * np.eye(60)
+        for o in range(7):
+            s = free[b, :, o]
+            wanted = x[b].T @ (y[b, :, o] - x[b] @ start[b, :, o]) / 900
+            best = start[b, s, o] + np.linalg.solve(h[np.ix_(s, s)], wanted[s])
+            np.testing.assert_allclose(solved[0][b, s, o], best, rtol=tolerance, atol=tolerance)
+    regression._h[1, 3, 3] = -1e6
+    assert regression.solve(start, free=free) is None
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -272,6 +301,36 @@ def test_obspa_keeps_the_accuracy_of_the_bundled_model() -> None:
     assert full - ours <= (full - theirs) / 3
     assert full - ours <= 0.05
     assert full - accuracy(blind) <= (full - theirs) / 2  # without any data
+
+
+def test_pruning_mends_a_sparse_network_within_its_zeros() -> None:
+    graph = network(
+        "(float[N,40] x, float[64,40] a, float[64] b, float[64,64] c, float[64] d, float[10,64] e) => (float[N,10] y)"
+        " { h = Gemm<transB=1>(x, a, b) r = Relu(h) i = Gemm<transB=1>(r, c, d) s = Relu(i) y = Gemm<transB=1>(s, e) }"
+    )
+    samples = calibration_samples(graph, {"x": np.random.default_rng(1).standard_normal((600, 40)).astype(np.float32)})
+    sparse = Sparsify(sparsity=0.8, keep_first=False, min_size=1)(graph, Context())
+    bare, mended = (Prune(ratio=0.3, calibration=samples, mend=how)(sparse, Context()) for how in ("none", "layers"))
+    for name in "ace":
+        zeros = [np.asarray(g.value(name).numpy() == 0) for g in (bare, mended)]
+        assert zeros[0].mean() > 0.5
+        np.testing.assert_array_equal(*zeros)
+    x = np.random.default_rng(2).standard_normal((300, 40)).astype(np.float32)
+    assert distance(sparse, mended, x) < 0.8 * distance(sparse, bare, x)
+
+
+def test_zeros_are_made_good_for_in_the_bundled_model() -> None:
+    graph = Pipeline("simplify")(load(MODEL))
+    images, labels = load_test_images()
+    x, name = preprocess(images), graph.inputs[0].name
+    samples = calibration_samples(graph, x[:384])
+    found = {}
+    for how in MENDS:
+        sparse = Sparsify(sparsity=0.8, mend=how, calibration=samples)(graph, Context())
+        scores = next(iter(execute(sparse, {name: x[500:]}).values()))
+        found[how] = float((scores.argmax(1) == labels[500:]).mean())
+    assert found["none"] < found["batchnorm"] < found["layers"]
+    assert found["layers"] > 0.89
 
 
 NORMALIZED = """(float[N,3,8,8] x, float[8,3,3,3] w1, float[8] s1, float[8] b1, float[8] m1, float[8] v1,

@@ -360,7 +360,8 @@ def test_sparsity_outside_its_range(share: float) -> None:
         ),
         ({"pattern": "2:4", "distribution": "erk"}, "E_OPTION_VALUE.*gives every layer the same sparsity"),
         ({"distribution": "globl"}, "E_OPTION_VALUE.*did you mean 'global'"),
-        ({"mend": "layers"}, "E_OPTION_VALUE.*one of: none, batchnorm"),
+        ({"mend": "weights"}, "E_OPTION_VALUE.*one of: none, batchnorm, layers"),
+        ({"mend": "layers"}, "E_NO_CALIBRATION.*mend=layers"),
         ({"mend": "batchnorm"}, "E_NO_CALIBRATION.*mend=batchnorm"),
         ({"min_size": 0}, "min_size must be at least 1"),
         ({"criterion": "magic"}, "E_CRITERION.*known criteria"),
@@ -470,6 +471,26 @@ def test_batchnorm_is_mended_and_zeros_stay() -> None:
     np.testing.assert_allclose(now.mean((0, 2, 3)), was.mean((0, 2, 3)), atol=1e-3)
     np.testing.assert_allclose(now.std((0, 2, 3)), spread, rtol=1e-2)
     assert np.abs(bare.std((0, 2, 3)) / spread - 1).min() > 0.1
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "4x1", "2:4"])
+def test_layers_are_mended_where_weights_stay(pattern: str) -> None:
+    graph = network(
+        "(float[N,24,9,9] x, float[32,24,3,3] a, float[32] b, float[32,1,3,3] c, float[48,32,1,1] d, float[48,20] e)"
+        " => (float[N,20] y) { h = Conv<pads=[1,1,1,1]>(x, a, b) r = Relu(h) i = Conv<group=32>(r, c) s = Relu(i)"
+        " j = Conv(s, d) t = Relu(j) ax = Constant<value_ints=[2,3]>() g = ReduceMean<keepdims=0>(t, ax)"
+        " y = MatMul(g, e) }"
+    )
+    rng = np.random.default_rng(0)
+    seen, unseen = ({"x": rng.standard_normal((n, 24, 9, 9)).astype(np.float32)} for n in (128, 32))
+    options = {"sparsity": None if ":" in pattern else 0.7, "pattern": pattern, "keep_first": False, "min_size": 500}
+    plain, _ = sparsified(graph, **options)
+    mended, report = sparsified(graph, **options, mend="layers", calibration=seen)
+    assert report.mended is not None and len(report.mended.layers) == 4
+    for name in "acde":
+        np.testing.assert_array_equal(weight(mended, name) == 0, weight(plain, name) == 0)
+    was, bare, now = (execute(g, unseen)["y"] for g in (graph, plain, mended))
+    assert np.abs(now - was).mean() < 0.6 * np.abs(bare - was).mean()
 
 
 def test_weights_that_are_no_numbers_are_named() -> None:
