@@ -11,7 +11,7 @@ DEEPSPARSE := build/deepsparse
 
 .PHONY: help demo test check format bench bench-quick bench-arm bench-deepsparse bench-wasm bench-size conformance coverage accuracy clean
 help:
-	@echo "make demo         compile, prune, run and measure the bundled model"
+	@echo "make demo         prune, sparsify, compile, run and measure the bundled model"
 	@echo "make test         run the tests"
 	@echo "make check        formatter, linter, types"
 	@echo "make bench        seven networks, dense and sparse, beside ONNX Runtime and OpenVINO; writes docs/performance.md"

@@ -201,9 +201,11 @@ def test_doctor_finds_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_demo_measures_the_bundled_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(["demo", "-o", str(tmp_path / "demo"), "--seconds", "0.2"], capsys)
-    dense, pruned, tuned = result["models"]
+    dense, pruned, tuned, sparse = result["models"]
     assert dense["accuracy"] >= 0.92
     assert tuned["accuracy"] >= dense["accuracy"] - 0.02
+    assert min(pruned["accuracy"], sparse["accuracy"]) >= dense["accuracy"] - 0.03
+    assert sparse["artifact_bytes"] <= 0.35 * dense["artifact_bytes"]
     assert abs(pruned["macs"] / dense["macs"] - 0.5) <= 0.01
     assert tuned["macs"] == pruned["macs"]
     assert max(r["difference"] for r in result["models"]) <= 1e-4
@@ -212,7 +214,8 @@ def test_demo_measures_the_bundled_models(tmp_path: Path, capsys: pytest.Capture
 def test_demo_says_what_to_try_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "-o", str(tmp_path / "demo"), "--seconds", "0.1"]) == 0
     text = capsys.readouterr().out
-    assert "gained: 50" in text
+    assert "pruned: 50.0% of the multiply-accumulates" in text
+    assert "sparse: 80 % of the weights" in text
     assert "Try next:" in text
 
 
