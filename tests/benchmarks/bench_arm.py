@@ -163,6 +163,13 @@ of tiles, which do spill, as depthwise windows do. Blocks of one channel load a 
 tile can hide. Cortex-A55 takes instructions in order, and the code is not arranged for that: its figures are far from
 the peak. LLVM's model of it even starts two multiply-adds a cycle.
 
+In the timeline of the first dense loop no multiply-add starts in 19 of 27 cycles: prefetches and loads start one a
+cycle, and each step's multiply-adds come after its loads. As a trial, `-mcpu=cortex-a55` makes LLVM unroll four
+steps and start loads between the multiply-adds: dense (512 channels) and 4x1 of 4 vectors reach 94 % of Cortex-A55's
+peak, 2x1 of 8 vectors 85 %; LLVM's tuning alone (`+a55`), 82 %, 90 % and 82 %. But tiles of 24 sums (4x1 of 6 vectors)
+then spill, and fall from 95 % to 60 % on Neoverse N1. So no target is built like this: its tiles would have to be
+smaller, and code for that processor alone uses instructions that older ones lack.
+
 """
 NETWORK = """
 ## Whole networks (counted and compared)
