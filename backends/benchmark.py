@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from backends.rpc import Device
 from backends.runtime.loader import Executable, load
 from backends.runtime.node import NodeExecutable
 from backends.runtime.program import ProgramExecutable
 from compiler.errors import SecateurError
+
+if TYPE_CHECKING:
+    from backends.remote import RemoteExecutable
 
 Timed: TypeAlias = Callable[[int], list[float]]
 """Runs so many times, one after the other, and returns the seconds of each."""
@@ -94,6 +98,31 @@ def benchmark(
     return BenchmarkResult(threads, timings[0], timings[1] if len(timings) > 1 else None, macs, difference)
 
 
+def benchmark_on(
+    device: Device,
+    artifact_path: str | Path,
+    model: str | Path | None = None,
+    threads: int = 1,
+    seconds: float = 3.0,
+) -> BenchmarkResult:
+    """Run the artifact on a device for about `seconds` on random inputs.
+
+    model: an ONNX file that its outputs are compared with, as ONNX Runtime computes them here. Raises SecateurError as
+    `Device.connect` and `Session` do.
+    """
+    from backends.remote import RemoteExecutable  # it needs TVM, and nothing else here does
+
+    with RemoteExecutable(artifact_path, device, threads, 2 * seconds + 2 * device.timeout) as executable:
+        feeds = random_inputs(executable)
+        actual = executable.run(feeds)
+        difference = None
+        if model is not None:
+            difference = largest_difference(onnxruntime_outputs(onnxruntime_session(model, 1), feeds), actual)
+        timing = alternate([lambda times: executable.time(feeds, times)], seconds)[0]
+        macs = int(executable.manifest["macs"])
+    return BenchmarkResult(threads, timing, None, macs, difference)
+
+
 def timed(call: Callable[[], object]) -> Timed:
     """Time a call of this process."""
 
@@ -130,7 +159,9 @@ def _turn(seconds: float) -> tuple[int, int]:
     return (0, 1) if seconds >= _LONG else (1, max(1, min(_CALLS_PER_ROUND, int(_LONG / seconds))))
 
 
-def random_inputs(executable: Executable | NodeExecutable | ProgramExecutable, seed: int = 0) -> dict[str, np.ndarray]:
+def random_inputs(
+    executable: Executable | NodeExecutable | ProgramExecutable | RemoteExecutable, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Inputs of the right type and shape: normal numbers, and zeros for integers and booleans (they may index)."""
     generator = np.random.default_rng(seed)
     return {

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from backends.aot import RUNTIME, compile_kernels, entry_source
 from backends.cbench import embedded, probe_archive
+from backends.linking import external, link_shared
 from backends.lowering.program import Buffer, Program
 from backends.memory import ALIGNMENT, MemoryPlan
 from backends.objects import needed, renamed
@@ -54,22 +55,6 @@ _DTYPES = {
     "bool": "BOOL",
 }
 _LEVELS = {"x86-64-v3": 3, "x86-64-v4": 4}
-_LIBM = frozenset(
-    f"{name}{kind}"
-    for name in (
-        *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "copysign", "cos", "cosh"),
-        *("erf", "erfc", "exp", "exp2", "expm1", "fabs", "floor", "fma", "fmax", "fmin", "fmod", "hypot", "ldexp"),
-        *("log", "log10", "log1p", "log2", "nearbyint", "pow", "remainder", "rint", "round", "sin", "sinh", "sqrt"),
-        *("tan", "tanh", "tgamma", "lgamma", "trunc"),
-    )
-    for kind in ("", "f")
-)
-_LIBC = frozenset(
-    {"bzero", "fclose", "ferror", "fgetc", "fopen", "fread", "free", "getauxval", "malloc", "calloc", "memcmp"}
-    | {"memcpy", "memmove", "memset", "posix_memalign", "sched_yield", "snprintf", "vsnprintf", "getc"}
-    # A thread's own variables: the dynamic loader's part of the C library.
-    | {"__tls_get_addr", "_tlv_bootstrap"}
-)
 
 
 @dataclass(frozen=True)
@@ -213,8 +198,8 @@ class _Build:
             "api.c": named((SOURCES / "model.c").read_text(), name),
             **{file: named((SOURCES / file).read_text(), name) for file in ("main.c", "bench.c", "bench.h")},
         }
-        for file in ("parallel.c", "parallel.h"):
-            texts[file] = (RUNTIME / file).read_text()
+        for source in (RUNTIME / "parallel.c", RUNTIME / "parallel.h", SOURCES / "cpu.h"):
+            texts[source.name] = source.read_text()
         if options.embed_weights:
             (folder / "weights.data").write_bytes(payload)
             texts["embedded.S"] = embedded(f"{name}_internal_weights", "weights.data", self._platform.darwin)
@@ -232,7 +217,7 @@ class _Build:
         self._keep(archive)
         if platform.shared is not None:
             file = f"lib{name}.{'dylib' if platform.darwin else 'so'}"
-            getattr(self, f"_link_{platform.shared}")(file, list(objects))
+            link_shared(folder, platform, file, list(objects), self.external, self._interface())
             self._keep(file)
         if platform.folder:
             return
@@ -249,35 +234,10 @@ class _Build:
     def _keep(self, file: str) -> None:
         self.files[file] = (self._folder / file).read_bytes()
 
-    def _exports(self) -> str:
-        """A version script that shows the interface and nothing else."""
+    def _interface(self) -> set[str]:
+        """The functions that the header declares."""
         header = (self._folder / f"{self._name}.h").read_text()
-        functions = sorted(set(re.findall(rf"\b({self._name}_\w+)\(", header)))
-        (self._folder / "exports.map").write_text(f"{{ global: {'; '.join(functions)}; local: *; }};\n")
-        return "-Wl,--version-script=exports.map"
-
-    def _link_gnu(self, file: str, objects: list[str]) -> None:
-        flags = ["-shared", "-s", f"-Wl,-soname,{file}", "-Wl,-Bsymbolic", "-Wl,--build-id=none", self._exports()]
-        zig(self._folder, *self._compiler, *flags, "-o", file, *objects, "-lm", "-lpthread")
-
-    def _link_bionic(self, file: str, objects: list[str]) -> None:
-        """Without a C library at hand: with stand-ins of Android's, in pages of 16 KiB as Android 15 wants them."""
-        flags = ["-shared", "-nostdlib", "-s"]
-        stand_ins = []
-        for library, functions in sorted(self.external.items()):
-            stand_in = f"{library}.so"
-            source = "".join(f"void {function}(void) {{}}\n" for function in sorted(functions))
-            (self._folder / f"{library}-stub.c").write_text(source)
-            stub = ["-fno-builtin", "-w", f"-Wl,-soname,{stand_in}", "-o", stand_in, f"{library}-stub.c"]
-            zig(self._folder, *self._compiler, *flags, *stub)
-            stand_ins.append(stand_in)
-        flags += [f"-Wl,-soname,{file}", "-Wl,-Bsymbolic", "-Wl,--build-id=none", "-Wl,-z,defs", self._exports()]
-        flags.append("-Wl,-z,max-page-size=16384")
-        zig(self._folder, *self._compiler, *flags, "-o", file, *objects, *stand_ins)
-
-    def _link_dylib(self, file: str, objects: list[str]) -> None:
-        flags = ["-dynamiclib", "-s", f"-Wl,-install_name,@rpath/{file}"]
-        zig(self._folder, *self._compiler, *flags, "-o", file, *objects)
+        return set(re.findall(rf"\b({self._name}_\w+)\(", header))
 
 
 def prefixed(program: Program, name: str) -> Program:
@@ -344,22 +304,3 @@ def _c_string(text: str) -> str:
     if plain == text and "??" not in text:
         return json.dumps(text)
     return '"' + "".join(f"\\{byte:03o}" for byte in text.encode()) + '"'
-
-
-def external(undefined: Iterable[str], platform: Platform) -> dict[str, frozenset[str]]:
-    """The symbols that are needed from elsewhere, by library.
-
-    Raises SecateurError E_LINK for a symbol that neither libc nor libm has.
-    """
-    found: dict[str, set[str]] = {}
-    for name in sorted(undefined):
-        if name.startswith("pthread_"):
-            library = platform.pthread
-        elif name in _LIBM:
-            library = "libm"
-        elif name in _LIBC:
-            library = "libc"
-        else:
-            raise SecateurError("E_LINK", f"the model needs {name!r}, which neither libc nor libm has")
-        found.setdefault(library, set()).add(name)
-    return {library: frozenset(names) for library, names in found.items()}

@@ -22,6 +22,7 @@ from backends.lowering import Program, lower
 from backends.memory import MemoryPlan, plan
 from backends.packaging import Package, Packager, packager_for, register_packager
 from backends.profile import Profile
+from backends.rpc import Device
 from backends.runtime.loader import FORMAT_VERSION, read_manifest
 from backends.selection import Selector
 from backends.target import Target
@@ -84,12 +85,13 @@ def build(
     keep_model: bool = True,
     packager: Packager | None = None,
     profile: str | Path | None = None,
+    device: Device | None = None,
 ) -> Artifact:
     """Compile `graph` for `target` into the directory `output`.
 
     `progress(stage, done, total)` is called as the stages lower, plan, compile and write begin. tune: seconds to spend
     on measuring which schedules are fastest on this machine (measurements are kept; an artifact's bytes then depend on
-    them). keep_model: put the model that was compiled and the kernels' TVMScript beside the code, as
+    them), or on `device`. keep_model: put the model that was compiled and the kernels' TVMScript beside the code, as
     model.onnx and module.py; nothing needs them to run.
     packager: what the artifact holds; the target's own if it is not given. profile: a file that a benchmark program
     wrote on a device, whose costs decide which schedules are taken (see profile.py).
@@ -109,7 +111,7 @@ def build(
     selector = Selector(chosen)
     program = lower(graph, chosen, parallel=packager.parallel, selector=selector)
     if tune > 0:
-        preferred = measure(selector.requests, chosen, tune, progress=progress)
+        preferred = measure(selector.requests, chosen, tune, progress=progress, device=device)
         program = lower(graph, chosen, parallel=packager.parallel, selector=Selector(chosen, preferred))
     report(_STAGES[1], 1, len(_STAGES))
     memory = plan(program)

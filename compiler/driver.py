@@ -26,6 +26,7 @@ from passes.structured.check import pruning_error
 if TYPE_CHECKING:
     from backends import Artifact, Target
     from backends.packaging import Packager
+    from backends.rpc import Device
 
 TOLERANCE = 1e-4
 """Largest relative difference (norm of the difference over the norm) between two ways to compute the same."""
@@ -84,6 +85,7 @@ def compile(
     keep_model: bool = True,
     packager: Packager | None = None,
     profile: str | Path | None = None,
+    device: Device | None = None,
 ) -> Artifact:
     """Compile a model (a path, a ModelProto, an nn.Module, …) into the artifact directory `output`.
 
@@ -94,6 +96,7 @@ def compile(
     module.py; nothing needs them to run.
     packager: what the artifact holds, such as `backends.wasm.WebPackage`; the target's own if it is not given.
     profile: a file that a C library's benchmark program wrote on a device; its costs decide which schedules are taken.
+    device: where to tune instead of here (see `backends.rpc`).
     """
     outcome = compile_outcome(
         source,
@@ -109,6 +112,7 @@ def compile(
         keep_model=keep_model,
         packager=packager,
         profile=profile,
+        device=device,
     )
     assert outcome.artifact is not None
     return outcome.artifact
@@ -129,6 +133,7 @@ def compile_outcome(
     keep_model: bool = True,
     packager: Packager | None = None,
     profile: str | Path | None = None,
+    device: Device | None = None,
 ) -> Outcome:
     """As `compile`, with the graph, the passes' reports and the checks that were made."""
     from backends import Artifact, build
@@ -150,6 +155,7 @@ def compile_outcome(
             keep_model=keep_model,
             packager=packager,
             profile=profile,
+            device=device,
         )
         checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
         here = _runs_here(draft)

@@ -14,6 +14,7 @@ from compiler.cli.shared import (
     Criterion,
     Force,
     Json,
+    Key,
     Labels,
     Loss,
     LossOutput,
@@ -22,12 +23,15 @@ from compiler.cli.shared import (
     PrintAfter,
     Quiet,
     Recipe,
+    Rpc,
+    RpcTimeout,
     Samples,
     Screen,
     Seed,
     Shapes,
     Timings,
     bind,
+    device,
     layers,
     table,
 )
@@ -51,8 +55,12 @@ def compile_command(
     recipe: Recipe = None,
     shape: Shapes = None,
     tune: Annotated[
-        float, typer.Option(min=0.0, help="Seconds to spend on measuring which schedules are fastest here.")
+        float,
+        typer.Option(min=0.0, help="Seconds to spend on measuring which schedules are fastest here, or with --rpc."),
     ] = 0.0,
+    rpc: Rpc = None,
+    key: Key = None,
+    rpc_timeout: RpcTimeout = 60.0,
     profile: Annotated[
         Path | None,
         typer.Option(help="Choose schedules by what a C library's benchmark program measured on a device: its file."),
@@ -76,6 +84,9 @@ def compile_command(
 ) -> None:
     """Compile a model into an artifact directory, and verify it against ONNX Runtime."""
     screen = Screen(json, quiet)
+    there = device(rpc, key, rpc_timeout)
+    if there is not None and tune == 0:
+        raise SecateurError("E_OPTION_VALUE", "--rpc is for tuning", hint="add --tune SECONDS, or leave --rpc out")
     with screen.context(print_after) as context:
         outcome = compile_outcome(
             model,
@@ -90,6 +101,7 @@ def compile_command(
             keep_model=not no_model,
             packager=packager(target, package, name, embed_weights, demo, class_names, samples, normalize),
             profile=profile,
+            device=there,
         )
     artifact = outcome.artifact
     assert artifact is not None

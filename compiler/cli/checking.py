@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from compiler.cli.shared import Json, Quiet, Screen, Shapes, bind, table
+from compiler.cli.shared import Json, Key, Quiet, Rpc, RpcTimeout, Screen, Shapes, bind, device, table
 from compiler.driver import TOLERANCE, Check, compare, model_of
 from compiler.ir import SecateurError
 
@@ -72,28 +72,43 @@ def bench_command(
     against: Annotated[str | None, typer.Option(help="onnxruntime: time it too, alternating, on model.onnx.")] = None,
     threads: Threads = 1,
     seconds: Annotated[float, typer.Option(help="How long to measure.")] = 3.0,
+    rpc: Rpc = None,
+    key: Key = None,
+    rpc_timeout: RpcTimeout = 60.0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time an artifact, alone or alternating with ONNX Runtime in the same process."""
-    from backends.benchmark import benchmark
+    """Time an artifact: here, alone or alternating with ONNX Runtime in the same process; or on a device."""
+    from backends.benchmark import benchmark, benchmark_on
 
+    there = device(rpc, key, rpc_timeout)
     if against not in (None, "onnxruntime"):
         raise SecateurError("E_OPTION_VALUE", f"cannot compare with {against!r}", hint="--against onnxruntime")
+    if there is not None and against is not None:
+        raise SecateurError(
+            "E_OPTION_VALUE", "ONNX Runtime is not timed on a device", hint="leave out --against, or --rpc and --key"
+        )
     screen = Screen(json, quiet)
     with screen.context() as context:
         context.progress("measuring", 0, 1)
-        result = benchmark(
-            artifact,
-            against_onnx=model_of(artifact) if against else None,
-            threads=threads,
-            seconds=seconds,
-        )
+        if there is None:
+            peer = model_of(artifact) if against else None
+            result = benchmark(artifact, against_onnx=peer, threads=threads, seconds=seconds)
+        else:
+            model = artifact / "model.onnx"
+            result = benchmark_on(there, artifact, model if model.is_file() else None, threads, seconds)
+    if there is not None and result.difference is not None:
+        check = Check(f"{artifact} on {there.key}, with ONNX Runtime on model.onnx here", result.difference)
+        check.require()
+        screen.print(f"verified: {check.compared}: {check.difference:.1e} (allowed {check.tolerance:.0e})")
     timings = [("secateur", result.ours), *([("onnxruntime", result.peer)] if result.peer is not None else [])]
     rows = [
         [name, f"{1e3 * t.median:.3f}", f"{1e3 * t.least:.3f}", f"{t.spread:.0%}", str(t.calls)] for name, t in timings
     ]
-    screen.print(table(f"{artifact}, {threads} thread(s)", "", "median ms", "least ms", "spread", "calls", rows=rows))
+    place = "" if there is None else f" on {there.key}"
+    screen.print(
+        table(f"{artifact}{place}, {threads} thread(s)", "", "median ms", "least ms", "spread", "calls", rows=rows)
+    )
     screen.print(f"{result.gflops:.1f} GFLOP/s")
     if result.ratio is not None:
         screen.print(f"time over onnxruntime's: {result.ratio:.2f}")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console, Group
@@ -16,11 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from compiler.errors import SecateurWarning
+from compiler.errors import SecateurError, SecateurWarning
 from compiler.frontends import parse_shape
 from compiler.report import layer_table
 from passes import Context
 from passes.structured import PruneReport
+
+if TYPE_CHECKING:
+    from backends.rpc import Device
 
 Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 Shapes = Annotated[
@@ -54,6 +57,27 @@ LossOutput = Annotated[str | None, typer.Option(help="The output that the loss r
 Seed = Annotated[int, typer.Option(help="For what is drawn at random.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not verify the result.")]
 Timings = Annotated[bool, typer.Option("--timings", help="Print the seconds that each pass took.")]
+
+Rpc = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Use a device behind TVM's RPC tracker at this address.")
+]
+Key = Annotated[str | None, typer.Option(help="The key that the tracker has the device under.")]
+RpcTimeout = Annotated[
+    float, typer.Option(min=0.1, help="Seconds to wait for the tracker, a free device, and each of its answers.")
+]
+
+
+def device(rpc: str | None, key: str | None, timeout: float) -> Device | None:
+    """The device that --rpc and --key name; E_OPTION_VALUE for one without the other."""
+    if rpc is None and key is None:
+        return None
+    if rpc is None or key is None:
+        raise SecateurError(
+            "E_OPTION_VALUE", "a device needs --rpc and --key", hint="--rpc HOST:PORT --key KEY, as its server has them"
+        )
+    from backends.rpc import Device
+
+    return Device.parse(rpc, key, timeout)
 
 
 class Screen:
