@@ -182,12 +182,12 @@ class Session:
 
     def close(self) -> None:
         """Give the device back."""
-        self._session = None
         for connection in self._connections:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
         self._connections = []
+        self._session = None  # after that: releasing it waits for a call that waits for the device
 
     def __enter__(self) -> Session:
         return self

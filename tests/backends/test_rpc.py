@@ -208,13 +208,13 @@ def test_a_device_that_stops_answering_is_given_up(tracker: str, artifacts: dict
     with RemoteExecutable(artifacts["c"], device(tracker, "slow", 1.0)) as executable:
         start = time.monotonic()
         with pytest.raises(SecateurError) as caught:
-            executable.time({"x": x}, 1 << 17)
+            executable.time({"x": x}, 1 << 22)
         assert caught.value.code == "E_RPC_TIMEOUT" and time.monotonic() - start < 10
         with pytest.raises(SecateurError, match="closed"):
             executable.run({"x": x})
     del executable, caught
     gc.collect()
-    assert time.monotonic() - start < 30, "releasing tensors there waits for nothing"
+    assert time.monotonic() - start < 10, "releasing tensors there waits for nothing"
 
 
 def test_altered_weights_are_refused_by_the_device(tracker: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
