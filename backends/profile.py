@@ -44,7 +44,8 @@ _HOW = "write it anew with the benchmark program of an artifact, on the device: 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a device measured. seconds: the median of each kernel's; digest: SHA-256 of the file."""
+    """What a device measured. seconds: the least of each kernel's, which what else ran there disturbed least; digest:
+    SHA-256 of the file."""
 
     processor: str
     arch: str
@@ -160,7 +161,7 @@ def _kernels(entries: Any, path: str) -> dict[str, float]:
             raise _bad(path, "a kernel has no name")
         name = entry["name"]
         seconds, work = (
-            _number(entry.get(key), f"{key} of kernel {name!r}", path) for key in ("median", "multiply_adds")
+            _number(entry.get(key), f"{key} of kernel {name!r}", path) for key in ("least", "multiply_adds")
         )
         if not _SLOWEST <= work / seconds <= _FASTEST:
             raise _bad(path, f"kernel {name!r} cannot take {seconds:g} seconds for {work:g} multiply-adds")

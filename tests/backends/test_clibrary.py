@@ -154,12 +154,22 @@ def test_the_benchmark_program_writes_a_profile_that_compile_takes(
     package: Callable[..., Artifact], target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     artifact, path = package(target), tmp_path / "profile.json"
-    done = bench(artifact, "-w", str(artifact.path / "weights.bin"), "-o", str(path), "-n", "3", "-r", "3")
+    done = bench(
+        artifact,
+        "-w",
+        str(artifact.path / "weights.bin"),
+        "-o",
+        str(path),
+        "-n",
+        "3",
+        "-r",
+        "7" if target.startswith("x86") else "1",
+    )
     assert done.returncode == 0 and f"--profile {path}" in done.stderr, done.stderr
     timed = json.loads(path.read_text())
     assert timed["model"]["runs"] == 3 and 0 < timed["model"]["least"] <= timed["model"]["median"]
     assert [kernel["name"] for kernel in timed["kernels"]] == [probe.name for probe in probes(named_target(target))]
-    assert all(kernel["calls"] >= 3 and kernel["least"] <= kernel["median"] for kernel in timed["kernels"])
+    assert all(kernel["calls"] >= 1 and kernel["least"] <= kernel["median"] for kernel in timed["kernels"])
     profile = Profile.read(path)
     assert profile.processor == timed["processor"] != "unknown"
     if runner(artifact.manifest):
