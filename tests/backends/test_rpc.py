@@ -37,7 +37,6 @@ pytestmark = [
         importlib.util.find_spec("tornado") is None, reason="tornado is not installed: TVM's RPC tracker needs it"
     ),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the packages that are sent are for x86-64"),
-    pytest.mark.xdist_group("rpc"),
 ]
 
 
