@@ -70,6 +70,7 @@ def pair_candidates(first: ConvSpec, weights: np.ndarray, second: ConvSpec, targ
                 yield Candidate("sparse_depthwise", stored.name, pair.label, cycles * stored.penalty, make)
 
 
+@functools.lru_cache(32)
 def _make(pair: SparseDepthwiseSpec, target: Target, parallel: bool) -> Kernel:
     return sparse_depthwise(pair, target, parallel)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends.costs import SparseCosts, dense_costs, sparse_costs
-from backends.formats import BlockCSR, find_nm
+from backends.formats import RowGroups, find_nm
 from backends.schedules.conv import conv2d
 from backends.schedules.dense_cost import dense_methods, direct_schedule
 from backends.schedules.kernel import Kernel
@@ -32,10 +32,14 @@ _DENSEST = 0.65
 #: times as large as they are.
 _MARGIN, _MARGIN_EXPANDED = 0.95, 1.25
 BLOCKS = (1, 2, 4)
+#: Kernels that are kept for the next layer of the same shape.
+_KEPT = 32
 #: Bytes of weights that no cache keeps from one run to the next.
 _MUCH = 1 << 20
 #: Cost of N:M over CSR with as many entries: positions are shorter, but windows of many taps take more arithmetic.
 _NM, _NM_TAPS = 0.97, 1.06
+#: Blocks are stored as blocks where at least this share of their values is no zero.
+_FULLEST = 0.5
 #: Rows of a block share too few columns for patterns below this density.
 _SPARSEST_PATTERNS = 0.15
 #: Tiles per block height that measurement may choose from.
@@ -145,7 +149,7 @@ def choose_conv(spec: ConvSpec, weights: np.ndarray, target: Target) -> Choice:
 def choose_matmul(spec: MatMulSpec, weights: np.ndarray | None, target: Target) -> Choice:
     """The schedule of a matrix product whose constant operand, if it has one, is `weights` as it is stored."""
     cycles = dense_matmul_cycles(spec, 0 if weights is None else weights.size, target)
-    dense = Candidate("matmul", "dense", "", cycles, lambda target, parallel: matmul(spec, target, parallel))
+    dense = Candidate("matmul", "dense", "", cycles, functools.partial(_make, matmul, spec))
     if weights is None or not supported(spec):
         return Choice(dense, (), 0 if weights is None else int(np.count_nonzero(weights)), spec.k * spec.n)
     return _best(dense, weights, sparse_matmul_candidates(spec, weights, target))
@@ -187,6 +191,7 @@ def dense_conv_candidates(spec: ConvSpec, target: Target) -> list[Candidate]:
     return found
 
 
+@functools.lru_cache(_KEPT)
 def _make_dense(spec: ConvSpec, method: str, target: Target, parallel: bool) -> Kernel:
     return conv2d(spec, target, parallel, method)
 
@@ -255,22 +260,34 @@ def encodings(matrices: list[np.ndarray], taps: int = 1) -> Iterator[Stored]:
     if nm is not None and nm[0] / nm[1] <= _DENSEST:
         entries = len(matrices) * rows * depth // nm[1] * nm[0]
         yield Stored(1, False, entries, entries, len(matrices) * rows, _NM if taps == 1 else _NM_TAPS, nm)
+    groups = [RowGroups(matrix) for matrix in matrices]
     for block in BLOCKS:
-        if len(matrices[0]) < block:
+        patterned = block > 1 and _SPARSEST_PATTERNS <= density <= _DENSEST
+        if rows < block or not (patterned or any(part.can_fill(block, _FULLEST) for part in groups)):
             continue
-        blocks = sum(-(-len(matrix) // block) for matrix in matrices)
-        encoded = [BlockCSR.encode(matrix, block) for matrix in matrices]
-        entries = sum(part.entries for part in encoded)
+        blocks = len(matrices) * -(-rows // block)
+        used = [part.columns(block) for part in groups]
+        entries = sum(int(np.count_nonzero(part)) for part in used)
         # Adding up distances takes a hundredth of the time of single weights, unless they come from afar.
-        near = (block > 1 or entries * 6 > _MUCH) and all(part.fits_bytes for part in encoded)
+        near = (block > 1 or entries * 6 > _MUCH) and all(_near(part) for part in used)
         fill = nonzeros / max(1, entries * block)
-        if fill >= 0.5 or block == 1:
+        if fill >= _FULLEST or block == 1:
             yield Stored(block, False, entries, entries * block, blocks, 1.0 + 0.15 * (1 - fill), deltas=near)
-        if block > 1 and fill < 0.95 and _SPARSEST_PATTERNS <= density <= _DENSEST:
+        if patterned and fill < 0.95:
             # The columns that some row of a block uses are the same for both formats.
             yield Stored(block, True, entries, nonzeros, blocks * ((1 << block) - 1))
 
 
+def _near(used: np.ndarray) -> bool:
+    """Whether no used column [blocks, columns] is 256 or more from the one before it, or from the start."""
+    if used.shape[1] <= 256:
+        return True
+    block, column = np.nonzero(used)
+    steps = np.where(np.diff(block, prepend=-1) == 0, np.diff(column, prepend=0), column)
+    return not steps.size or int(steps.max()) < 256
+
+
+@functools.lru_cache(_KEPT)
 def _make(schedule: Callable[..., Kernel], spec: object, target: Target, parallel: bool) -> Kernel:
     return schedule(spec, target, parallel)
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Rows beyond which looking for similar ones takes longer than it saves.
-_MOST_ROWS = 8192
+from backends.formats.row_groups import RowGroups
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +38,7 @@ class BlockCSR:
         """The nonzeros of a float32 matrix [rows, columns]; blocks are filled up to a multiple of `unroll` entries."""
         matrix = np.ascontiguousarray(matrix, np.float32)
         rows, width = matrix.shape
-        order = group_rows(matrix != 0, block)
+        order = RowGroups(matrix).order(block)
         used = (matrix != 0)[order].any(axis=1)
         lengths = -(-used.sum(axis=1) // unroll) * unroll
         sorting = np.argsort(-lengths, kind="stable")
@@ -93,43 +92,3 @@ class BlockCSR:
         """Bytes of values, columns (deltas of a byte where they fit, else two bytes or four), starts and order."""
         index = 1 if self.fits_bytes else 2 if self.width <= 1 << 16 else 4
         return self.values.nbytes + self.entries * index + self.starts.nbytes + self.order.nbytes
-
-
-def group_rows(nonzero: np.ndarray, block: int) -> np.ndarray:
-    """Row numbers [blocks, block] that put rows whose nonzeros coincide into one block; the last one is filled up.
-
-    The given order is kept unless grouping by similarity (greedily, the longest row first with those that share most
-    columns with it) needs at least 2 % fewer blocks of values.
-    """
-    rows = len(nonzero)
-    natural = _filled(np.arange(rows), block)
-    if block == 1 or rows <= block or rows > _MOST_ROWS or not nonzero.any():
-        return natural
-    plain = int(nonzero[natural].any(axis=1).sum())
-    if plain * block <= nonzero.sum() * 1.05:
-        return natural
-    counts = nonzero.sum(axis=1)
-    shared = nonzero.astype(np.float32) @ nonzero.astype(np.float32).T
-    left = np.ones(rows, bool)
-    order: list[int] = []
-    for first in np.argsort(-counts, kind="stable"):
-        if not left[first]:
-            continue
-        members = [int(first)]
-        left[first] = False
-        together = shared[first].copy()
-        while len(members) < block and left.any():
-            # Least growth of the union: own columns that are not shared yet.
-            growth = np.where(left, counts - together, np.inf)
-            best = int(np.argmin(growth))
-            members.append(best)
-            left[best] = False
-            together = np.maximum(together, shared[best])
-        order += members
-    grouped = _filled(np.array(order), block)
-    return grouped if nonzero[grouped].any(axis=1).sum() < plain * 0.98 else natural
-
-
-def _filled(order: np.ndarray, block: int) -> np.ndarray:
-    missing = -len(order) % block
-    return np.concatenate([order, np.repeat(order[-1:], missing)]).reshape(-1, block)

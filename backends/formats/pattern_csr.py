@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends.formats.block_csr import group_rows
+from backends.formats.row_groups import RowGroups
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class PatternCSR:
         """The nonzeros of a float32 matrix [rows, columns]."""
         matrix = np.ascontiguousarray(matrix, np.float32)
         rows, width = matrix.shape
-        order = group_rows(matrix != 0, block)
+        order = RowGroups(matrix).order(block)
         lengths = (matrix != 0)[order].sum(axis=(1, 2))
         order = order[np.argsort(-lengths, kind="stable")]
         blocks, patterns = len(order), (1 << block) - 1

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.formats import NM, BlockCSR, PatternCSR, find_nm, group_rows
+from backends.formats import NM, BlockCSR, PatternCSR, RowGroups, find_nm
 from compiler.errors import SecateurError
 
 
@@ -128,7 +128,24 @@ def test_rows_that_coincide_find_each_other(block):
     generator = np.random.default_rng(5)
     matrix = np.repeat(sparse(5, 16, 80, 0.2), block, axis=0)
     shuffled = matrix[generator.permutation(len(matrix))]
-    order = group_rows(shuffled != 0, block)
+    order = RowGroups(shuffled).order(block)
     assert (shuffled != 0)[order].any(axis=1).sum() * block == np.count_nonzero(shuffled)
     natural = np.arange(len(matrix)).reshape(-1, block)
     assert (shuffled != 0)[natural].any(axis=1).sum() * block > np.count_nonzero(shuffled)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 10**6), st.integers(3, 24), st.integers(1, 40), st.floats(0, 0.6), st.sampled_from([2, 4]))
+def test_what_cannot_fill_blocks_does_not(seed, rows, width, density, block):
+    """The bound holds for rows of which many are alike, as for random ones."""
+    generator = np.random.default_rng(seed)
+    matrix = sparse(seed, rows, width, density)[generator.integers(0, rows, rows)]
+    found = RowGroups(matrix)
+    used = np.count_nonzero(found.columns(block)) * block
+    share = np.count_nonzero(matrix) / used if used else 0.0
+    assert found.can_fill(block, share)
+
+
+def test_random_rows_cannot_fill_blocks():
+    assert not RowGroups(sparse(6, 256, 512, 0.1)).can_fill(4, 0.5)
+    assert RowGroups(np.repeat(sparse(7, 64, 512, 0.1), 4, axis=0)).can_fill(4, 0.95)
