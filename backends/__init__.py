@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backends.native import Artifact, build
+    from backends.artifact import Artifact
+    from backends.native import build
     from backends.runtime.loader import Executable, load
     from backends.target import Target
 
 __all__ = ["Artifact", "Executable", "Target", "build", "load"]
 
 _HOMES = {
-    "Artifact": "backends.native",
+    "Artifact": "backends.artifact",
     "Executable": "backends.runtime.loader",
     "Target": "backends.target",
     "build": "backends.native",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,17 +40,24 @@ _WINDOWS, _WINDOWS_STRIDED = 1.3, 2.5
 _LINE_NEAR, _LINE_FAR = 3.5, 7.0
 
 
-def choose_pair(first: ConvSpec, weights: np.ndarray, second: ConvSpec, target: Target) -> Choice | None:
-    """The kernel that computes both; None where two do as well."""
+@dataclass(frozen=True)
+class PairChoice:
+    """What the choice is between. apart: the candidate that stands for two kernels."""
+
+    choice: Choice
+    apart: Candidate
+
+
+def choose_pair(first: ConvSpec, weights: np.ndarray, second: ConvSpec, target: Target) -> PairChoice | None:
+    """Together or apart; None where one kernel cannot compute both."""
     pairs = sorted(pair_candidates(first, weights, second, target), key=lambda c: c.cycles)
     if not pairs:
         return None
     alone = choose_conv(first, weights, target)
     cycles = alone.chosen.cycles + _windows_cycles(second, target) + _traffic_cycles(first, target)
-    if pairs[0].cycles > _MARGIN * cycles:
-        return None
-    apart = Candidate(alone.chosen.schedule, "dense", "", cycles, alone.chosen.make)
-    return Choice(pairs[0], (*pairs[1:], apart), int(np.count_nonzero(weights)), int(weights.size))
+    apart = Candidate("apart", "dense", "", cycles, alone.chosen.make)
+    ranked = [*pairs, apart] if pairs[0].cycles <= _MARGIN * cycles else [apart, *pairs]
+    return PairChoice(Choice(ranked[0], tuple(ranked[1:]), int(np.count_nonzero(weights)), int(weights.size)), apart)
 
 
 def pair_candidates(first: ConvSpec, weights: np.ndarray, second: ConvSpec, target: Target) -> Iterator[Candidate]:

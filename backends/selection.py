@@ -6,10 +6,8 @@ say how much a vector costs from each level of memory.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,51 +86,6 @@ class Choice:
             "dense_cycles": None if dense is None else round(dense),
             "chosen_by": "measurement" if self.measured else "cost",
         }
-
-
-@dataclass(frozen=True)
-class Request:
-    """A layer that a schedule was chosen for: its shape, its constant operand, the choice."""
-
-    spec: ConvSpec | MatMulSpec
-    weights: np.ndarray
-    choice: Choice
-
-
-class Selector:
-    """Chooses the schedules of a network's layers by cost, or as `preferred` says, and remembers them.
-
-    preferred: for a layer's key in `requests`, the label of the candidate to take.
-    """
-
-    def __init__(self, target: Target, preferred: Mapping[str, str] | None = None) -> None:
-        self.target = target
-        self.preferred = dict(preferred or {})
-        self.requests: dict[str, Request] = {}
-
-    def conv(self, spec: ConvSpec, weights: np.ndarray) -> Choice:
-        """The schedule of a convolution with these weights [out, in // groups, kh, kw]."""
-        return self._settle(spec, weights, choose_conv(spec, weights, self.target))
-
-    def matmul(self, spec: MatMulSpec, weights: np.ndarray | None) -> Choice:
-        """The schedule of a matrix product whose constant operand, if it has one, is `weights` as it is stored."""
-        choice = choose_matmul(spec, weights, self.target)
-        return choice if weights is None else self._settle(spec, weights, choice)
-
-    def _settle(self, spec: ConvSpec | MatMulSpec, weights: np.ndarray, choice: Choice) -> Choice:
-        if not choice.others:
-            return choice
-        zeros = np.packbits(np.asarray(weights) != 0).tobytes()
-        machine = dataclasses.replace(self.target, threads=1)
-        key = hashlib.sha256(repr((spec, machine)).encode() + zeros).hexdigest()
-        wanted = self.preferred.get(key)
-        every = (choice.chosen, *choice.others)
-        found = next((c for c in every if c.label == wanted), None)
-        if found is not None:
-            others = tuple(c for c in every if c is not found)
-            choice = dataclasses.replace(choice, chosen=found, others=others, measured=True)
-        self.requests[key] = Request(spec, weights, choice)
-        return choice
 
 
 def choose_conv(spec: ConvSpec, weights: np.ndarray, target: Target) -> Choice:

@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import itertools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from backends.aot import cache_folder, kernel_library
+from backends.kept import read_kept, write_kept
 from backends.remote import RemoteKernels
 from backends.rpc import Device
 from backends.schedules.kernel import ALIGNMENT, Kernel
-from backends.selection import Candidate, Request
+from backends.selection import Candidate
+from backends.selector import Request
 from backends.target import Target
 from backends.trials import Trial, activations, trial
 from compiler.errors import SecateurError
@@ -98,7 +99,7 @@ def tune(
     kept = Path(folder or cache_folder("tuning"))
     jobs = [_Job.of(key, request, place) for key, request in requests.items()]
     jobs = sorted((j for j in jobs if len(j.candidates) > 1), key=lambda j: -j.request.choice.chosen.cycles)
-    found = {job.key: times for job in jobs if (times := _read(kept / job.file)) is not None}
+    found = {job.key: times for job in jobs if (times := read_kept(kept / job.file, float)) is not None}
     missing = [job for job in jobs if job.key not in found]
     end = time.perf_counter() + seconds
     with ExitStack() as stack:
@@ -112,7 +113,7 @@ def tune(
                 progress("tuning", done, len(missing))
             for job, times in _measure(missing[done : done + _BATCH], target, end, machine):
                 found[job.key] = times
-                _write(kept / job.file, times)
+                write_kept(kept / job.file, times)
     return {job.key: _fastest(job, found[job.key]) for job in jobs if job.key in found}
 
 
@@ -199,22 +200,3 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
-
-
-def _read(path: Path) -> dict[str, float] | None:
-    try:
-        times = json.loads(path.read_text())
-        return {str(label): float(t) for label, t in times.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
-
-
-def _write(path: Path, times: Mapping[str, float]) -> None:
-    """Whole or not at all; a cache that cannot be written is no reason to fail."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(times))
-        draft.replace(path)
-    except OSError:
-        pass

@@ -25,7 +25,7 @@ from backends.lowering import lower
 from backends.lowering.program import Program
 from backends.memory import MemoryPlan, plan
 from backends.packaging import Package, register_packager
-from backends.selection import Selector
+from backends.selector import Selector
 from backends.target import Target
 from backends.webpage import Page, Side, pack_samples, page_files
 from compiler.errors import SecateurError

@@ -21,7 +21,7 @@ from backends.lowering.fusion import fuse
 from backends.lowering.prepare import prepare
 from backends.lowering.program import Program
 from backends.lowering.rules import lowering, rule_for
-from backends.selection import Selector
+from backends.selector import Selector
 from backends.target import Target
 from compiler.ir.graph import Graph
 

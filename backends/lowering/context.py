@@ -15,7 +15,7 @@ from backends.lowering.program import Buffer, Program, Step
 from backends.lowering.rules import no_lowering, rule_for
 from backends.schedules.emit import Emitter
 from backends.schedules.kernel import Kernel
-from backends.selection import Selector
+from backends.selector import Selector
 from compiler.ir.graph import Graph, Node, Value
 
 Body = Callable[..., None]
@@ -62,6 +62,7 @@ class Lowering:
         """Lower one node by its rule."""
         self._check_types(node)
         self._node = node
+        self.selector.nodes = _names(node)
         rule_for(node)(node, self)
 
     def _check_types(self, node: Node) -> None:
@@ -194,13 +195,18 @@ class Lowering:
         nodes: tuple[str, ...] = ()
         op = ""
         if self._node is not None:
-            nodes = tuple(self._node.attribute("nodes", [self._node.name]))
+            nodes = _names(self._node)
             op = self._node.op
         self._steps.append(Step(symbol, args, writes, in_place, nodes, op, schedule, macs, dict(details or {})))
 
     def _symbol(self, family: str, spec: Any) -> str:
         text = repr((spec, dataclasses.replace(self.target, threads=1), self.parallel))
         return f"{family}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _names(node: Node) -> tuple[str, ...]:
+    """The nodes of the graph that became this one."""
+    return tuple(node.attribute("nodes", [node.name]))
 
 
 def _dtype(value: Value) -> np.dtype:

@@ -17,7 +17,6 @@ from backends.lowering.expressions import const
 from backends.lowering.layout import shape_of
 from backends.lowering.pairs import PAIR
 from backends.lowering.rules import INTERNAL, lowering
-from backends.pairs import choose_pair
 from backends.schedules.conv_transpose import conv_transpose2d
 from backends.schedules.emit import Array, Emitter, Expr
 from backends.schedules.epilogue import Epilogue
@@ -106,7 +105,7 @@ def _pair(node: Node, lower: Lowering) -> None:
     specs = _planar_spec(first), _planar_spec(second)
     choice = None
     if specs[0] is not None and specs[1] is not None:
-        choice = choose_pair(specs[0], first.input(1).numpy(), specs[1], lower.target)
+        choice = lower.selector.pair(specs[0], first.input(1).numpy(), specs[1])
     if choice is None or specs[1] is None:
         lower.lower(first)
         lower.lower(second)

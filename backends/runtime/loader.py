@@ -1,6 +1,6 @@
 """Load a compiled artifact and run it, with numpy alone: neither TVM nor onnx is imported.
 
-The artifact is a directory (see `backends.native`): its manifest is checked against the files, its weights are
+The artifact is a directory (see `backends.artifact`): its manifest is checked against the files, its weights are
 memory-mapped, its library is called through ctypes.
 """
 
@@ -112,17 +112,19 @@ class Executable:
         return seconds
 
     def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 10) -> list[float]:
-        """Median seconds of each layer of `manifest["layers"]`, in order, over `repeats` runs."""
+        """Median seconds of each layer of `manifest["layers"]`, in order, over `repeats` runs; calls are left out."""
         arrays = check_inputs(inputs, self.inputs)
         results = [np.empty(o.shape, o.dtype) for o in self.outputs]
-        times = np.zeros((repeats, len(self.manifest["layers"])))
+        layers = len(self.manifest["layers"])
+        times = np.zeros((repeats, layers + 1))
         with self._arena() as arena:
             for row in times:
-                for index in range(len(row)):
+                for index in range(layers + 1):
                     start = perf_counter()
-                    self._call(arrays, results, arena, index, index + 1)
+                    self._call(arrays, results, arena, index, min(index + 1, layers))
                     row[index] = perf_counter() - start
-        return [float(t) for t in np.median(times, axis=0)]
+        *found, nothing = np.median(times, axis=0)
+        return [max(0.0, float(t - nothing)) for t in found]
 
     def close(self) -> None:
         """Stop the threads and release the memory. Closing twice does nothing; E_CLOSED while a run is in progress."""

@@ -13,8 +13,9 @@ import onnx
 import pytest
 
 from backends import aot, build, load, native
+from backends import artifact as artifact_module
+from backends.artifact import Artifact
 from backends.benchmark import benchmark
-from backends.native import Artifact
 from compiler.frontends.onnx import load_onnx
 from compiler.ir import SecateurError
 from tests.backends.networks import assert_same, network, reference, small_cnn
@@ -80,7 +81,7 @@ def test_a_failure_leaves_nothing_behind(stage: str, tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     place = {"lower": "lower", "compile": "shared_library", "write": "save_onnx"}[stage]
-    monkeypatch.setattr(native, place, fail)
+    monkeypatch.setattr(artifact_module if stage == "write" else native, place, fail)
     if stage == "write":
         with pytest.raises(SecateurError, match="No space left") as caught:
             build(load_onnx(small_cnn()), tmp_path / "out")

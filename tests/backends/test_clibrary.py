@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from backends import build, load
+from backends.artifact import Artifact
 from backends.clibrary import CLibrary, launcher
-from backends.native import Artifact
 from backends.objects import needed, renamed, symbols
 from backends.probes import probes
 from backends.profile import Profile

@@ -171,4 +171,5 @@ def test_pairs_are_not_taken_where_they_would_cost_more():
     second = ConvSpec(1, 1024, 7, 7, 1024, (3, 3), pads=(1, 1, 1, 1), groups=1024, epilogue=relu)
     weights = np.zeros((1024, 512, 1, 1), np.float32)
     weights[:, ::2] = 1
-    assert choose_pair(first, weights, second, NATIVE) is None
+    found = choose_pair(first, weights, second, NATIVE)
+    assert found is not None and found.choice.chosen is found.apart

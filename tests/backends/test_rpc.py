@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends import build, tuning
+from backends import build, native, tuning
 from backends.clibrary import CLibrary
 from backends.remote import RemoteExecutable, model_libraries
 from backends.rpc import Device
@@ -110,7 +110,7 @@ def test_tuning_measures_there_and_keeps_what_it_measured(tracker: str, tmp_path
 def test_another_target_is_tuned_through_its_device(
     tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "cache_folder", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(native, "cache_folder", lambda name: str(tmp_path / name))
     model, x = network()
     artifact = build(load_onnx(model), tmp_path / "out", target="x86-64-v3", tune=60, device=device(tracker))
     assert "measurement" in {layer.get("chosen_by") for layer in artifact.manifest["layers"]}
@@ -183,7 +183,7 @@ def test_errors(
     capsys: pytest.CaptureFixture[str],
     golden: Callable[[str, str], None],
 ) -> None:
-    monkeypatch.setattr(tuning, "cache_folder", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(native, "cache_folder", lambda name: str(tmp_path / name))
     start = time.monotonic()
     assert run(make(tracker, artifacts)) == 2
     assert time.monotonic() - start < 30

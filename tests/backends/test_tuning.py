@@ -8,13 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from backends import build, load, tuning
+from backends import build, load, native, rehearsal, tuning
 from backends.lowering import lower
 from backends.schedules import ConvSpec, MatMulSpec
-from backends.selection import Selector
+from backends.selector import Selector
 from backends.target import Target
 from compiler.errors import SecateurError
 from compiler.frontends.onnx import load_onnx
+from tests.backends.test_pairs import block
 from tests.backends.test_sparse import network, pruned
 
 NATIVE = Target.native()
@@ -92,7 +93,7 @@ def test_other_machines_cannot_be_measured(tmp_path):
 
 
 def test_a_tuned_artifact_computes_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "cache_folder", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(native, "cache_folder", lambda name: str(tmp_path / name))
     model, x = network()
     graph = load_onnx(model)
     plain, tuned = build(graph, tmp_path / "plain"), build(graph, tmp_path / "tuned", tune=60)
@@ -106,3 +107,51 @@ def test_the_program_is_the_cost_models_without_tuning():
     graph = load_onnx(network()[0])
     first, second = lower(graph, NATIVE), lower(graph, NATIVE)
     assert [s.symbol for s in first.steps] == [s.symbol for s in second.steps]
+
+
+def steps_of(seconds, variants):
+    """Seconds of every step of each variant, by the schedule of the step."""
+    return [[seconds.get(step.schedule, 1e-3) for step in v.program.steps] for v in variants]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_pairs_are_settled_in_the_network(together, tmp_path, monkeypatch):
+    graph = load_onnx(block(112, 16, 96, 0.1))
+    times = {"sparse_depthwise": 5e-4 if together else 5e-2}
+    monkeypatch.setattr(rehearsal, "_measure", lambda variants, *_: steps_of(times, variants))
+    preferred = rehearsal.rehearse(graph, NATIVE, {}, 1, tmp_path)
+    steps = lower(graph, NATIVE, selector=Selector(NATIVE, preferred)).steps
+    assert ("sparse_depthwise" in [s.schedule for s in steps]) == together
+    monkeypatch.setattr(rehearsal, "_measure", lambda *_: pytest.fail("measured again"))
+    assert rehearsal.rehearse(graph, NATIVE, {}, 1, tmp_path) == preferred
+
+
+def test_what_is_slower_in_the_network_is_not_taken(tmp_path, monkeypatch):
+    """A layer's measurement alone is outvoted, and a gain that may be noise is no gain."""
+    graph = load_onnx(network()[0])
+    usual = Selector(NATIVE)
+    lower(graph, NATIVE, selector=usual)
+    key, request = next((k, r) for k, r in usual.requests.items())
+    preferred = {key: request.choice.others[0].label}
+    for seconds, expected in ((2e-3, None), (0.98e-3, None), (0.5e-3, request.choice.others[0].label)):
+
+        def measured(variants, *_, seconds=seconds):
+            first, second, *others = (v.symbols() for v in variants)
+            changed = [1e-3 if symbol in first else seconds for symbol in second]
+            return [[1e-3] * len(first), changed, *([1.0] * len(symbols) for symbols in others)]
+
+        monkeypatch.setattr(rehearsal, "_measure", measured)
+        found = rehearsal.rehearse(graph, NATIVE, preferred, 1, tmp_path / str(seconds))
+        assert found[key] == (expected or request.choice.chosen.label)
+
+
+def test_a_tuned_network_with_pairs_computes_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "cache_folder", lambda name: str(tmp_path / name))
+    graph = load_onnx(block(56, 16, 48, 0.1))
+    plain, tuned = build(graph, tmp_path / "plain"), build(graph, tmp_path / "tuned", tune=60)
+    x = np.random.default_rng(0).standard_normal((1, 16, 56, 56)).astype(np.float32)
+    with load(plain.path) as a, load(tuned.path) as b:
+        feeds = {a.inputs[0].name: x}
+        for name, value in a.run(feeds).items():
+            np.testing.assert_allclose(value, b.run(feeds)[name], rtol=1e-4, atol=1e-4)
+    assert list((tmp_path / "tuning").glob("network-*.json"))

@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 
 from backends import build, load
-from backends.native import Artifact
+from backends.artifact import Artifact
 from backends.runtime.program import ProgramExecutable, runner
 from backends.schedules.codegen import object_code
 from backends.schedules.specs import ConvSpec

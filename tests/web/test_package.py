@@ -12,9 +12,9 @@ import pytest
 from onnx import helper
 
 from backends import aot, build, load
+from backends.artifact import Artifact
 from backends.lowering import lower
 from backends.memory import plan
-from backends.native import Artifact
 from backends.target import target
 from backends.wasm import MOST_BYTES, WebPackage, custom_section, package_name
 from compiler.cli import main
