@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tvm
@@ -25,6 +25,7 @@ from compiler.errors import SecateurError
 from compiler.ir.graph import Graph
 
 Progress = Callable[[str, int, int], None]
+OPTIMIZE = ("speed", "size")
 _STAGES = ("lower", "plan", "compile", "write")
 
 
@@ -59,6 +60,7 @@ def build(
     packager: Packager | None = None,
     profile: str | Path | None = None,
     device: Device | None = None,
+    optimize: str = "speed",
 ) -> Artifact:
     """Compile `graph` for `target` into the directory `output`.
 
@@ -67,11 +69,15 @@ def build(
     them), or on `device`. keep_model: put the model that was compiled and the kernels' TVMScript beside the code, as
     model.onnx and module.py; nothing needs them to run.
     packager: what the artifact holds; the target's own if it is not given. profile: a file that a benchmark program
-    wrote on a device, whose costs decide which schedules are taken (see profile.py).
+    wrote on a device, whose costs decide which schedules are taken (see profile.py). optimize: "speed", or "size":
+    weights are stored no larger than they are, and smaller where that costs little time.
 
-    Raises SecateurError: E_OUTPUT_EXISTS when `output` exists and overwrite is false, E_OUTPUT when it cannot be
-    written, E_SYMBOLIC_DIM, E_NO_LOWERING, E_NO_LINKER, E_PROFILE. On any failure nothing is left behind.
+    Raises SecateurError: E_OPTION_VALUE for another `optimize`, E_OUTPUT_EXISTS when `output` exists and overwrite is
+    false, E_OUTPUT when it cannot be written, E_SYMBOLIC_DIM, E_NO_LOWERING, E_NO_LINKER, E_PROFILE. On any failure
+    nothing is left behind.
     """
+    if optimize not in OPTIMIZE:
+        raise SecateurError("E_OPTION_VALUE", f"nothing is optimized for {optimize!r}", hint="use one of: speed, size")
     report = progress or (lambda stage, done, total: None)
     chosen = named_target(target) if isinstance(target, str) else target
     packager = packager or packager_for(chosen)
@@ -80,6 +86,7 @@ def build(
     require_free(path, overwrite)
     measured = None if profile is None else Profile.read(profile)
     chosen = chosen if measured is None else measured.apply(chosen)
+    chosen = replace(chosen, compact=optimize == "size")
     report(_STAGES[0], 0, len(_STAGES))
     selector = Selector(chosen)
     program = lower(graph, chosen, parallel=packager.parallel, selector=selector)
@@ -92,7 +99,7 @@ def build(
     package = packager.package(program, memory, chosen)
     report(_STAGES[3], 3, len(_STAGES))
     files = package.files | ({"module.py": module_script(program).encode()} if keep_model else {})
-    header = describe(program, memory, chosen) | package.manifest
+    header = describe(program, memory, chosen) | {"optimize": optimize} | package.manifest
     if measured is not None and chosen.costs is not None:
         header["profile"] = measured.describe(chosen.costs)
     manifest = write_artifact(path, files, package.executables, header, graph if keep_model else None, overwrite)

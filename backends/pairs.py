@@ -65,7 +65,7 @@ def pair_candidates(first: ConvSpec, weights: np.ndarray, second: ConvSpec, targ
     plain = SparseDepthwiseSpec(SparseConvSpec(first), second)
     if not plain.supported(target):
         return
-    for stored in encodings([np.asarray(weights).reshape(first.out_channels, -1)]):
+    for stored in encodings([np.asarray(weights).reshape(first.out_channels, -1)], compact=target.compact):
         form = functools.partial(
             SparseConvSpec, first, stored.block, patterns=stored.patterns, nm=stored.nm, deltas=stored.deltas
         )
@@ -75,7 +75,9 @@ def pair_candidates(first: ConvSpec, weights: np.ndarray, second: ConvSpec, targ
             if pair.supported(target) and pair.first.registers(target) <= target.vector_registers:
                 make = functools.partial(_make, pair)
                 cycles = pair_cycles(pair, stored, target)
-                yield Candidate("sparse_depthwise", stored.name, pair.label, cycles * stored.penalty, make)
+                yield Candidate(
+                    "sparse_depthwise", stored.name, pair.label, cycles * stored.penalty, make, stored.nbytes
+                )
 
 
 @functools.lru_cache(32)

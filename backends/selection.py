@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d
 from backends.schedules.sparse_matmul import SparseMatMulSpec, outputs_first, sparse_matmul, supported
 from backends.schedules.sparse_tiles import Vector
 from backends.schedules.specs import ConvSpec, MatMulSpec
+from backends.schedules.winograd import Tiling
 from backends.target import Target
 
 #: A layer with a larger share of nonzeros is not tried as a sparse one.
@@ -29,6 +30,8 @@ _DENSEST = 0.65
 #: What a sparse schedule must promise to be preferred, and what it may cost where the dense one stores weights several
 #: times as large as they are.
 _MARGIN, _MARGIN_EXPANDED = 0.95, 1.25
+#: Cycles that smaller weights may cost over the fastest where they are to be small.
+_MARGIN_COMPACT = 1.25
 BLOCKS = (1, 2, 4)
 #: Kernels that are kept for the next layer of the same shape.
 _KEPT = 32
@@ -47,13 +50,14 @@ VECTORS = (2, 3, 4, 6, 8)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute a layer. cycles: estimated; format: what its weights are stored as."""
+    """One way to compute a layer. cycles: estimated; format: what its weights are stored as; nbytes: how large."""
 
     schedule: str
     format: str
     tile: str
     cycles: float
     make: Callable[[Target, bool], Kernel]
+    nbytes: int = 0
 
     @property
     def label(self) -> str:
@@ -92,20 +96,20 @@ def choose_conv(spec: ConvSpec, weights: np.ndarray, target: Target) -> Choice:
     """The schedule of a convolution with these weights [out, in // groups, kh, kw]."""
     dense, *others = dense_conv_candidates(spec, target)
     if direct_schedule(spec) == "depthwise":
-        return _best(dense, weights, ())
+        return _best(dense, weights, (), target)
     # What has to be gathered into panels may as well be read through positions, even where hardly a weight is zero.
     densest = 1.0 if dense.schedule == "panels_conv2d" else _DENSEST
     margin = _MARGIN_EXPANDED if dense.schedule == "winograd_conv2d" else _MARGIN
-    return _best(dense, weights, sparse_conv_candidates(spec, weights, target), densest, margin, others)
+    return _best(dense, weights, sparse_conv_candidates(spec, weights, target), target, densest, margin, others)
 
 
 def choose_matmul(spec: MatMulSpec, weights: np.ndarray | None, target: Target) -> Choice:
     """The schedule of a matrix product whose constant operand, if it has one, is `weights` as it is stored."""
     cycles = dense_matmul_cycles(spec, 0 if weights is None else weights.size, target)
-    dense = Candidate("matmul", "dense", "", cycles, functools.partial(_make, matmul, spec))
+    dense = Candidate("matmul", "dense", "", cycles, functools.partial(_make, matmul, spec), 4 * spec.k * spec.n)
     if weights is None or not supported(spec):
         return Choice(dense, (), 0 if weights is None else int(np.count_nonzero(weights)), spec.k * spec.n)
-    return _best(dense, weights, sparse_matmul_candidates(spec, weights, target))
+    return _best(dense, weights, sparse_matmul_candidates(spec, weights, target), target)
 
 
 def dense_matmul_cycles(spec: MatMulSpec, weights: int, target: Target) -> float:
@@ -120,16 +124,25 @@ def _best(
     dense: Candidate,
     weights: np.ndarray,
     sparse: Iterable[Candidate],
+    target: Target,
     densest: float = _DENSEST,
     margin: float = _MARGIN,
     others: Iterable[Candidate] = (),
 ) -> Choice:
-    """The cheapest sparse candidate if it costs at most `margin` of the dense one. others: dense ones, too."""
+    """The cheapest sparse candidate if it costs at most `margin` of the dense one. others: dense ones, too.
+
+    For a compact target: the smallest of those that are no larger than the weights are and not much slower than others.
+    """
     nonzeros = int(np.count_nonzero(weights))
     found = [dense, *(sparse if nonzeros <= densest * weights.size else ())]
     chosen = min(found[1:], key=lambda c: c.cycles, default=dense)
     chosen = chosen if chosen.cycles < margin * dense.cycles else dense
     ranked = sorted((*found, *others), key=lambda c: c.cycles)
+    if target.compact:
+        small = [c for c in ranked if c.nbytes <= 4 * weights.size]
+        near = [c for c in small if c.cycles <= _MARGIN_COMPACT * small[0].cycles]
+        chosen = min(near, key=lambda c: c.nbytes, default=chosen)
+        ranked = small or ranked
     return Choice(chosen, tuple(c for c in ranked if c is not chosen), nonzeros, int(weights.size))
 
 
@@ -140,7 +153,8 @@ def dense_conv_candidates(spec: ConvSpec, target: Target) -> list[Candidate]:
         m = method.removeprefix("winograd") if method != "direct" else ""
         family = f"{'winograd' if m else direct_schedule(spec)}_conv2d"
         make = functools.partial(_make_dense, spec, method)
-        found.append(Candidate(family, "dense", f"{m}x{m}" if m else "", cycles, make))
+        weights = Tiling.of(spec, target, int(m)).weights if m else spec.weights
+        found.append(Candidate(family, "dense", f"{m}x{m}" if m else "", cycles, make, 4 * weights))
     return found
 
 
@@ -166,6 +180,11 @@ class Stored:
     deltas: bool = False
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of values, positions and lists."""
+        return 4 * self.values + (1 if self.deltas or self.nm else 4) * self.entries + 4 * self.lists
+
+    @property
     def name(self) -> str:
         """The format in a word or two."""
         if self.nm is not None:
@@ -178,8 +197,9 @@ class Stored:
 def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
     """The best tiles for each format."""
     grouped = np.asarray(weights).reshape(spec.groups, spec.out_channels // spec.groups, -1)
-    for stored in encodings(list(grouped), spec.kernel[0] * spec.kernel[1]):
+    for stored in encodings(list(grouped), spec.kernel[0] * spec.kernel[1], target.compact):
         deltas = stored.deltas and SparseConvSpec(spec).packs
+        size = replace(stored, deltas=deltas).nbytes
         tiles = [
             SparseConvSpec(spec, stored.block, vectors, 1, packed, stored.patterns, stored.nm, deltas)
             for vectors in VECTORS
@@ -189,22 +209,22 @@ def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) 
         costs = sorted(((sparse_conv_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0])
         for cycles, tile in costs[:_TILES]:
             make = functools.partial(_make, sparse_conv2d, tile)
-            yield Candidate("sparse_conv2d", stored.name, tile.label, cycles * stored.penalty, make)
+            yield Candidate("sparse_conv2d", stored.name, tile.label, cycles * stored.penalty, make, size)
 
 
 def sparse_matmul_candidates(spec: MatMulSpec, weights: np.ndarray, target: Target) -> Iterator[Candidate]:
     """The best tiles for each format."""
-    for stored in encodings([outputs_first(spec, weights)]):
+    for stored in encodings([outputs_first(spec, weights)], compact=target.compact):
         format_of = functools.partial(SparseMatMulSpec, patterns=stored.patterns, nm=stored.nm, deltas=stored.deltas)
         tiles = [format_of(spec, stored.block, vectors) for vectors in VECTORS]
         fitting = [t for t in tiles if t.registers(target) <= target.vector_registers]
         costs = sorted(((sparse_matmul_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0])
         for cycles, tile in costs[:_TILES]:
             make = functools.partial(_make, sparse_matmul, tile)
-            yield Candidate("sparse_matmul", stored.name, tile.label, cycles * stored.penalty, make)
+            yield Candidate("sparse_matmul", stored.name, tile.label, cycles * stored.penalty, make, stored.nbytes)
 
 
-def encodings(matrices: list[np.ndarray], taps: int = 1) -> Iterator[Stored]:
+def encodings(matrices: list[np.ndarray], taps: int = 1, compact: bool = False) -> Iterator[Stored]:
     """The formats that are worth a try for matrices [outputs, inputs * taps] of equal shape."""
     nonzeros = sum(int(np.count_nonzero(matrix)) for matrix in matrices)
     density = nonzeros / max(1, sum(matrix.size for matrix in matrices))
@@ -222,7 +242,8 @@ def encodings(matrices: list[np.ndarray], taps: int = 1) -> Iterator[Stored]:
         used = [part.columns(block) for part in groups]
         entries = sum(int(np.count_nonzero(part)) for part in used)
         # Adding up distances takes a hundredth of the time of single weights, unless they come from afar.
-        near = (block > 1 or entries * 6 > _MUCH) and all(_near(part) for part in used)
+        worth = block > 1 or entries * 6 > _MUCH or compact
+        near = worth and all(_near(part) for part in used)
         fill = nonzeros / max(1, entries * block)
         if fill >= _FULLEST or block == 1:
             yield Stored(block, False, entries, entries * block, blocks, 1.0 + 0.15 * (1 - fill), deltas=near)

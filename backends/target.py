@@ -33,7 +33,8 @@ class Target:
     further loads all operands of a step before it multiplies them, so that each of them needs a register.
     contract: sums of products may be rounded once, where the processor has an instruction for it. package: what kind
     of artifact is made for it (see `backends.packaging`). costs: what selection goes by, instead of the numbers of this
-    kind of processor; they name no code, so that equal kernels have equal symbols.
+    kind of processor; they name no code, so that equal kernels have equal symbols. compact: no layer's weights may be
+    stored larger than they are, and smaller ones are worth some time.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     contract: bool = False
     package: str = "library"
     costs: Costs | None = field(default=None, repr=False)
+    compact: bool = field(default=False, repr=False)
 
     @classmethod
     def native(cls) -> Target:

@@ -86,6 +86,7 @@ def compile(
     packager: Packager | None = None,
     profile: str | Path | None = None,
     device: Device | None = None,
+    optimize: str = "speed",
 ) -> Artifact:
     """Compile a model (a path, a ModelProto, an nn.Module, …) into the artifact directory `output`.
 
@@ -96,7 +97,7 @@ def compile(
     module.py; nothing needs them to run.
     packager: what the artifact holds, such as `backends.wasm.WebPackage`; the target's own if it is not given.
     profile: a file that a C library's benchmark program wrote on a device; its costs decide which schedules are taken.
-    device: where to tune instead of here (see `backends.rpc`).
+    device: where to tune instead of here (see `backends.rpc`). optimize: "speed", or "size" for small weights.
     """
     outcome = compile_outcome(
         source,
@@ -113,6 +114,7 @@ def compile(
         packager=packager,
         profile=profile,
         device=device,
+        optimize=optimize,
     )
     assert outcome.artifact is not None
     return outcome.artifact
@@ -134,6 +136,7 @@ def compile_outcome(
     packager: Packager | None = None,
     profile: str | Path | None = None,
     device: Device | None = None,
+    optimize: str = "speed",
 ) -> Outcome:
     """As `compile`, with the graph, the passes' reports and the checks that were made."""
     from backends import Artifact, build
@@ -156,6 +159,7 @@ def compile_outcome(
             packager=packager,
             profile=profile,
             device=device,
+            optimize=optimize,
         )
         checks = verify_transformation(graph, transformed, pipeline, context) if verify else []
         here = _runs_here(draft)

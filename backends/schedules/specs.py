@@ -54,6 +54,11 @@ class ConvSpec:
         per_output = self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
         return self.batch * self.out_channels * self.out_height * self.out_width * per_output
 
+    @property
+    def weights(self) -> int:
+        """Elements of w."""
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel[0] * self.kernel[1]
+
 
 @dataclass(frozen=True)
 class ConvTransposeSpec:

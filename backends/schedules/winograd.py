@@ -140,6 +140,11 @@ class Tiling:
         return self.size**2
 
     @property
+    def weights(self) -> int:
+        """Elements of the weights."""
+        return self.points * self.phases * self.spec.out_channels
+
+    @property
     def together(self) -> int:
         """Rows of tiles in one vector: more than one where rows are short."""
         lanes = self.target.lanes()

@@ -61,6 +61,10 @@ def compile_command(
     rpc: Rpc = None,
     key: Key = None,
     rpc_timeout: RpcTimeout = 60.0,
+    optimize: Annotated[
+        str,
+        typer.Option(help="speed, or size: weights no larger than in the model, and smaller where that costs little."),
+    ] = "speed",
     profile: Annotated[
         Path | None,
         typer.Option(help="Choose schedules by what a C library's benchmark program measured on a device: its file."),
@@ -102,6 +106,7 @@ def compile_command(
             packager=packager(target, package, name, embed_weights, demo, class_names, samples, normalize),
             profile=profile,
             device=there,
+            optimize=optimize,
         )
     artifact = outcome.artifact
     assert artifact is not None

@@ -252,6 +252,24 @@ def test_the_format_follows_the_zeros(density, block, expected):
     assert all(choice.chosen.cycles <= other.cycles for other in choice.others) or expected == "dense"
 
 
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.1])
+def test_compact_weights_are_no_larger_than_they_are(density):
+    """Also where Winograd's method or positions of four bytes would be faster."""
+    compact = dataclasses.replace(NATIVE, compact=True)
+    for spec in (
+        ConvSpec(1, 64, 28, 28, 64, (3, 3), pads=(1, 1, 1, 1)),
+        ConvSpec(1, 3, 64, 64, 32, (7, 7), (2, 2), pads=(3, 3, 3, 3)),
+        ConvSpec(1, 48, 14, 14, 96, (1, 1)),
+    ):
+        w = pruned(3, (spec.out_channels, spec.in_channels, *spec.kernel), density)
+        usual, small = choose_conv(spec, w, NATIVE).chosen, choose_conv(spec, w, compact).chosen
+        packed = {role: a.nbytes for role, a in small.make(compact, False).pack(w, None).items() if role != "bias"}
+        packed.pop("order", None)
+        assert sum(packed.values()) <= 1.02 * w.nbytes + 2048
+        assert abs(small.nbytes - sum(packed.values())) <= 0.02 * w.nbytes + 2048
+        assert small.nbytes <= usual.nbytes
+
+
 def test_tokens_get_a_sparse_product():
     spec = MatMulSpec(1, 128, 256, 256, weight_side="b", b_batched=False)
     assert choose_matmul(spec, pruned(0, (256, 256), 0.1), NATIVE).chosen.format == "csr"

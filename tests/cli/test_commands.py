@@ -322,6 +322,7 @@ ERRORS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "not_an_artifact": ("inspect D", no_setup),
     "bench_peer": ("bench D --against tensorrt", no_setup),
     "bench_no_model": ("bench D/small --against onnxruntime", without_model),
+    "optimize": ("compile M -o D/o --shape x=1x3x8x8 --optimize memory", no_setup),
     "tune_another_machine": ("compile M -o D/o --shape x=1x3x8x8 --target x86-64-v3 --tune 5", no_setup),
     "run_no_artifact": ("run D -i M -o D/y.npz", no_setup),
 }
