@@ -181,8 +181,8 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of values, positions and lists."""
-        return 4 * self.values + (1 if self.deltas or self.nm else 4) * self.entries + 4 * self.lists
+        """Bytes of values, positions (of two bytes, unless there are very many) and lists."""
+        return 4 * self.values + (1 if self.deltas or self.nm else 2) * self.entries + 4 * self.lists
 
     @property
     def name(self) -> str:
