@@ -15,7 +15,8 @@ help:
 	@echo "make test         run the tests"
 	@echo "make check        formatter, linter, types"
 	@echo "make bench        seven networks, dense and sparse, beside ONNX Runtime and OpenVINO; writes docs/performance.md"
-	@echo "                  (long; MODELS=ResNet-18,BERT-base SPARSITY=0,90,90-4x1 SECONDS=3: less)"
+	@echo "                  (long; MODELS=ResNet-18,BERT-base SPARSITY=0,90,90-4x1 SECONDS=3: less;"
+	@echo "                  AGAIN=0.15: once more what varied by more)"
 	@echo "make bench-quick  MobileNetV1 and ResNet-18, dense and 90 % sparse, one thread (a minute)"
 	@echo "make bench-deepsparse  the same networks beside DeepSparse, in a virtual environment of its own (Python 3.11;"
 	@echo "                  PYTHON311=…); adds its section to docs/performance.md"
@@ -74,7 +75,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -W ignore -m tests.benchmarks.bench --models "$(MODELS)" --sparsity "$(SPARSITY)" \
-		$(if $(SECONDS),--seconds $(SECONDS))
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(AGAIN),--again $(AGAIN))
 	$(BIN)/python -m tests.benchmarks.bench_road
 
 # DeepSparse reads no newer Python, numpy or onnx than these. Its licence allows evaluation.

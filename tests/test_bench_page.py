@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.bench import QUICK, cases, lines, main
+from tests.benchmarks.bench import QUICK, calmer, cases, lines, main, unrest
 from tests.benchmarks.case import DENSE, Case
 from tests.benchmarks.findings import GOALS, Findings, Goal, geometric_mean
 from tests.benchmarks.models import NETWORKS
@@ -125,3 +125,13 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_tables_and_means() -> None:
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |\n"
     assert geometric_mean([1, 4]) == pytest.approx(2)
+
+
+def test_of_two_runs_the_calmer_counts_for_each_number_of_threads() -> None:
+    first, second = facts(10, 20, 5), facts(11, 300, 5)
+    second["threads 2"]["ours"]["spread"] = second["threads 2"]["onnxruntime"]["spread"] = 0.001
+    second["compile"] = 1.0
+    assert unrest(first) == 0.02 and unrest(second) == 0.3 and unrest(second, 2) == 0.005
+    kept = calmer(first, second)
+    assert kept["threads 1"] == first["threads 1"] and kept["threads 2"] == second["threads 2"]
+    assert kept["compile"] == 1.0

@@ -24,7 +24,9 @@ _METHOD = """\
 `make bench` builds the networks from their papers with random weights (parameters and multiply-accumulates are checked
 against the published ones), prunes them, compiles them, measures, and writes this page; what it has measured it keeps
 in build/bench, so that an interrupted run goes on. `MODELS=ResNet-18,…`, `SPARSITY=0,90,…` and `SECONDS=…` restrict it.
-Sections that it does not write stay as they are.
+`AGAIN=0.15` measures once more what varied by more than so much, and keeps the run that varied less: other users of the
+machine move the ratios of sparse networks, which live from the caches, by up to 15 %. Sections that it does not write
+stay as they are.
 
 - Machine: {machine}.
 - Peak: {peak} GFLOP/s is the most that a loop of fused multiply-adds in registers does on one core, in the same runs.
