@@ -35,8 +35,8 @@ _MARGIN_COMPACT = 1.25
 BLOCKS = (1, 2, 4)
 #: Kernels that are kept for the next layer of the same shape.
 _KEPT = 32
-#: Bytes of weights that no cache keeps from one run to the next.
-_MUCH = 1 << 20
+#: Bytes of a layer's weights from which on positions of one byte gain at least what adding them up takes.
+_MUCH = 1 << 17
 #: Cost of N:M over CSR with as many entries: positions are shorter, but windows of many taps take more arithmetic.
 _NM, _NM_TAPS = 0.97, 1.06
 #: Blocks are stored as blocks where at least this share of their values is no zero.

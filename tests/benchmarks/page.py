@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.benchmarks.case import DENSE, OURS, OURS_DENSE
@@ -46,6 +47,11 @@ stay as they are.
 """
 
 
+_GOALS = """\
+One thread where it does not say otherwise. What is found are ratios of medians, and these decide; beside them the ratios
+of everyone's fastest calls, which other users of the machine disturb least."""
+
+
 def write_page(findings: Findings, machine: str, rounds: int, page: Page = PERFORMANCE) -> None:
     """Write the sections of `make bench`."""
     versions = sorted({f"{peer} {v}" for peer in ("onnxruntime", "openvino") for v in _values(findings, peer)})
@@ -67,17 +73,19 @@ def write_page(findings: Findings, machine: str, rounds: int, page: Page = PERFO
 
 
 def goals(findings: Findings, wanted: Sequence[Goal] = GOALS) -> str:
-    """Each goal, what was found, and what is missing for it."""
-    rows = []
+    """Each goal, what was found by medians and by everyone's fastest calls, and what is missing for it."""
+    rows, undisturbed = [], replace(findings, statistic="least")
     for goal in wanted:
         value, bound = goal.value(findings), f"{'at least' if goal.least else 'at most'} {goal.bound:g}"
         if value is None:
             cells = goal.missing(findings)
             some = ", ".join(f"{network} {HEADS[variant]}" for network, variant in cells[:4])
-            rows.append([goal.text, bound, "", f"missing: {some}{', …' if len(cells) > 4 else ''}"])
+            rows.append([goal.text, bound, "", "", f"missing: {some}{', …' if len(cells) > 4 else ''}"])
         else:
-            rows.append([goal.text, bound, f"{value:.3g}", "yes" if goal.reached(value) else "no"])
-    return "One thread where it does not say otherwise.\n\n" + table(["", "goal", "found", "reached"], rows)
+            best = goal.value(undisturbed)
+            told = "" if best is None or best == value else f"{best:.3g}"
+            rows.append([goal.text, bound, f"{value:.3g}", told, "yes" if goal.reached(value) else "no"])
+    return f"{_GOALS}\n\n" + table(["", "goal", "found", "by the fastest calls", "reached"], rows)
 
 
 def dense(findings: Findings, threads: int) -> str:
