@@ -48,8 +48,8 @@ stay as they are.
 
 
 _GOALS = """\
-One thread where it does not say otherwise. What is found are ratios of medians, and these decide; beside them the ratios
-of everyone's fastest calls, which other users of the machine disturb least."""
+One thread where it does not say otherwise. What is found are ratios of medians, and these decide; beside them the
+ratios of everyone's fastest calls, which other users of the machine disturb least."""
 
 
 def write_page(findings: Findings, machine: str, rounds: int, page: Page = PERFORMANCE) -> None:
