@@ -28,6 +28,8 @@ ABI_VERSION = 1
 """Version of the C interface below; the loader refuses any other."""
 
 RUNTIME = Path(__file__).parent / "runtime"
+POOL = ("parallel.c", "parallel.h", "tasks.h")
+"""The files of the thread pool, in `RUNTIME`."""
 _SHARDS = 2
 _FORK_FROM = 6
 """Kernels from which a second process pays for itself."""
@@ -161,8 +163,8 @@ class Linker:
 
         The result is thrown away; zig's cache keeps it, and the libc stubs that zig builds once per machine.
         """
-        shutil.copy(RUNTIME / "parallel.h", folder / "parallel.h")
-        shutil.copy(RUNTIME / "parallel.c", folder / "parallel.c")
+        for name in POOL:
+            shutil.copy(RUNTIME / name, folder)
         (folder / "entry.c").write_text(entry)
         return self._start(folder, ["-shared", "-o", "support.so", *_SUPPORT_SOURCES])
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.aot import RUNTIME, compile_kernels, entry_source
+from backends.aot import POOL, RUNTIME, compile_kernels, entry_source
 from backends.cbench import embedded, probe_archive
 from backends.linking import external, link_shared
 from backends.lowering.program import Buffer, Program
@@ -198,7 +198,7 @@ class _Build:
             "api.c": named((SOURCES / "model.c").read_text(), name),
             **{file: named((SOURCES / file).read_text(), name) for file in ("main.c", "bench.c", "bench.h")},
         }
-        for source in (RUNTIME / "parallel.c", RUNTIME / "parallel.h", SOURCES / "cpu.h"):
+        for source in (*(RUNTIME / name for name in POOL), SOURCES / "cpu.h"):
             texts[source.name] = source.read_text()
         if options.embed_weights:
             (folder / "weights.data").write_bytes(payload)

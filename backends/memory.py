@@ -7,6 +7,7 @@ management for deep neural net inference", 2020). Constants are laid out once in
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +46,12 @@ class MemoryPlan:
         return bytes(blob)
 
 
-def plan(program: Program) -> MemoryPlan:
-    """Place all storages of a program; its inputs and outputs are the caller's."""
+def plan(program: Program, beside: MemoryPlan | None = None) -> MemoryPlan:
+    """Place all storages of a program; its inputs and outputs are the caller's.
+
+    beside: the plan of another program of the same model. Its weight blob becomes the beginning of this one's:
+    constants of equal bytes lie where it has them, so that both programs run on this plan's blob.
+    """
     lifetimes = _lifetimes(program)
     owner = _share_in_place(program, lifetimes)
     blocks: dict[Buffer, Interval] = {}
@@ -58,12 +63,27 @@ def plan(program: Program) -> MemoryPlan:
     places, arena_bytes = place(list(blocks.values()))
     starts = dict(zip(blocks, places, strict=True))
     offsets = {buffer: starts[owner[buffer]] for buffer in lifetimes}
-    constants = [b for b in program.roots() if b.role == "constant"]
+    constants: list[Buffer] = []
+    known: dict[bytes, int] = {}
     position = 0
-    for buffer in constants:
+    if beside is not None:
+        constants, position = list(beside.constants), beside.weights_bytes
+        offsets |= {b: beside.offsets[b] for b in constants}
+        known = {_content(b): beside.offsets[b] for b in constants}
+    for buffer in (b for b in program.roots() if b.role == "constant"):
+        if known and (found := known.get(_content(buffer))) is not None:
+            offsets[buffer] = found
+            continue
         offsets[buffer] = position
+        constants.append(buffer)
         position += aligned(buffer.nbytes)
     return MemoryPlan(offsets, arena_bytes, constants, max(position, ALIGNMENT))
+
+
+def _content(constant: Buffer) -> bytes:
+    """A digest of a constant's bytes."""
+    assert constant.data is not None
+    return hashlib.sha256(np.ascontiguousarray(constant.data).data).digest()
 
 
 def aligned(nbytes: int) -> int:

@@ -1,7 +1,7 @@
 """WebAssembly: a compiled model as an npm package that browsers, workers and Node run.
 
-The code is linked twice from one program, with SIMD and with relaxed SIMD (which rounds a product and a sum once); the
-loader takes what the engine has. See docs/web.md.
+The code is linked twice from one program, with SIMD and with relaxed SIMD (which rounds a product and a sum once), and
+if asked for, twice more for several threads on a shared memory; the loader takes what the engine has. See docs/web.md.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ MOST_BYTES = 1 << 32
 """What a 32-bit address reaches."""
 _STACK = 256 << 10
 _EXPORTS = ("secateur_run_steps", "secateur_abi_version", "__heap_base")
+_THREADS_EXPORTS = (
+    *("secateur_pool_create", "secateur_pool_may_wait", "secateur_pool_lose", "secateur_pool_destroy"),
+    *("secateur_worker", "__stack_pointer"),
+)
+_THREADS_FEATURES = ("+atomics", "+bulk-memory", "+mutable-globals")
+_THREADS_SCRIPTS = ("threads.js", "worker.js")
+_MOST_PAGES = 65535
 
 _ARRAYS = {
     "float32": "Float32Array",
@@ -62,12 +69,14 @@ class WebPackage:
     """The packager of WebAssembly: an npm package of code, weights, loader, types and description.
 
     embed_weights: put the weights into each .wasm file instead of weights.bin. name: of the npm package; made from the
-    model's if it is not given. page: a page that runs the model, to be put beside it.
+    model's if it is not given. page: a page that runs the model, to be put beside it. threads: add code for several
+    threads, which the loader takes where memory can be shared.
     """
 
     embed_weights: bool = False
     name: str | None = None
     page: Page | None = None
+    threads: bool = False
 
     parallel = False
 
@@ -82,7 +91,7 @@ class WebPackage:
         """An npm package. Raises SecateurError E_TOO_LARGE for a model that 32-bit addresses cannot reach."""
         if self.page is not None and self.page.samples:
             pack_samples(self.page, program.inputs)  # before the time is spent
-        files, size = self._files(program, memory, target)
+        files, size, threads = self._files(program, memory, target)
         if self.page is not None:
             name, title = ("smaller", "Smaller") if self.page.dense is not None else ("model", "Model")
             sides = [_side(name, title, "../", program, memory, size)]
@@ -90,35 +99,44 @@ class WebPackage:
                 side, beside = self._dense(self.page.dense, target)
                 sides.append(side)
                 files |= {f"dense/{file}": data for file, data in beside.items()}
-            files |= page_files(self.page, program, sides)
-        return Package(files, {"libraries": [], "code_bytes": size, "variants": ["relaxed", "simd"]})
+            files |= page_files(self.page, program, sides, self.threads)
+        facts = {"libraries": [], "code_bytes": size, "variants": ["relaxed", "simd"]}
+        return Package(files, facts | ({"threads": threads} if self.threads else {}))
 
-    def _files(self, program: Program, memory: MemoryPlan, target: Target) -> tuple[dict[str, bytes], int]:
-        """The package's files, and the bytes of the larger code without weights."""
+    def _files(
+        self, program: Program, memory: MemoryPlan, target: Target
+    ) -> tuple[dict[str, bytes], int, dict[str, int]]:
+        """The package's files, the bytes of the larger code without weights, and facts of the code for threads."""
         _require_reachable(program, memory)
-        weights = memory.weights()
-        code = {file: module(program, memory, variant) for file, variant in variants(target).items()}
-        size = max(map(len, code.values()))
-        if self.embed_weights:
-            code = {file: data + custom_section(SECTION, weights) for file, data in code.items()}
+        kinds = {"": _Code.of(program, memory, target, threads=False)}
+        if self.threads:
+            kinds["threads"] = _Code.of(*_threaded(program, memory, target), target, threads=True)
+        shared = kinds[next(reversed(kinds))].memory
+        weights = shared.weights()
+        section = custom_section(SECTION, weights) if self.embed_weights else b""
+        packed = {kind: {file: data + section for file, data in code.files.items()} for kind, code in kinds.items()}
+        files = {file: data for code in packed.values() for file, data in code.items()}
+        files |= {} if self.embed_weights else {"weights.bin": weights}
         name = self.name or package_name(program.name)
-        description = describe(program, memory, code, weights, self.embed_weights)
-        files = {
-            **code,
-            **({} if self.embed_weights else {"weights.bin": weights}),
-            "index.js": (WEB / "index.js").read_bytes(),
-            "index.d.ts": types(program).encode(),
-            "model.js": f"/* Written by Secateur. */\nexport const description = {_json(description)};\n".encode(),
-            "package.json": (_json(npm_manifest(name, self.embed_weights)) + "\n").encode(),
-            "README.md": readme(name, program, self.embed_weights).encode(),
+        known = describe(program, weights, self.embed_weights)
+        steps = {kind: _steps(code, packed[kind]) for kind, code in kinds.items()}
+        description = known | steps.pop("") | steps
+        scripts = ("index.js", *(_THREADS_SCRIPTS if self.threads else ()))
+        texts = {file: (WEB / file).read_bytes() for file in scripts}
+        texts |= {"index.d.ts": types(program).encode(), "model.js": _model_script(description, files, self.threads)}
+        manifest = npm_manifest(name, [*texts, *files])
+        about = readme(name, program, list(files), self.threads)
+        texts |= {"package.json": f"{_json(manifest)}\n".encode(), "README.md": about.encode()}
+        facts = {
+            kind: {"code_bytes": code.size, "arena_bytes": code.memory.arena_bytes} for kind, code in kinds.items()
         }
-        return files, size
+        return files | texts, kinds[""].size, facts.get("threads", {})
 
     def _dense(self, graph: Graph, target: Target) -> tuple[Side, dict[str, bytes]]:
         """The package of the model as it was."""
         program = lower(graph, target, parallel=self.parallel, selector=Selector(target))
         memory = plan(program)
-        files, size = self._files(program, memory, target)
+        files, size, _ = self._files(program, memory, target)
         return _side("dense", "Dense", "../dense/", program, memory, size), files
 
 
@@ -130,36 +148,74 @@ def _side(name: str, title: str, base: str, program: Program, memory: MemoryPlan
 register_packager("web", WebPackage)
 
 
-def variants(target: Target) -> dict[str, Target]:
+@dataclass(frozen=True)
+class _Code:
+    """A program, compiled. files: each variant's; size: bytes of the largest."""
+
+    program: Program
+    memory: MemoryPlan
+    files: dict[str, bytes]
+    size: int
+
+    @classmethod
+    def of(cls, program: Program, memory: MemoryPlan, target: Target, threads: bool) -> _Code:
+        """Compile each variant."""
+        made = {file: module(program, memory, variant, threads) for file, variant in variants(target, threads).items()}
+        return cls(program, memory, made, max(map(len, made.values())))
+
+
+def _threaded(program: Program, memory: MemoryPlan, target: Target) -> tuple[Program, MemoryPlan]:
+    """The same model with parallel loops, on weights that begin with `memory`'s."""
+    assert program.graph is not None
+    threaded = lower(program.graph, target, parallel=True, selector=Selector(target))
+    shared = plan(threaded, beside=memory)
+    _require_reachable(threaded, shared)
+    return threaded, shared
+
+
+def variants(target: Target, threads: bool = False) -> dict[str, Target]:
     """File name of each code, and the target that it is compiled for."""
+    if threads:
+        target = dataclasses.replace(target, features=(*target.features, *_THREADS_FEATURES))
     relaxed = dataclasses.replace(target, features=(*target.features, "+relaxed-simd"), contract=True)
-    return {"model.wasm": target, "model-relaxed.wasm": relaxed}
+    end = "-threads.wasm" if threads else ".wasm"
+    return {f"model{end}": target, f"model-relaxed{end}": relaxed}
 
 
-def module(program: Program, memory: MemoryPlan, target: Target) -> bytes:
-    """The linked WebAssembly module: no imports, one exported memory that its user grows."""
+def module(program: Program, memory: MemoryPlan, target: Target, threads: bool = False) -> bytes:
+    """The linked WebAssembly module: no imports, one exported memory that its user grows.
+
+    threads: it imports a shared memory, env.memory, instead, and has the pool of web/threads.c.
+    """
+    pool = "threads.c" if threads else "launch.c"
     with tempfile.TemporaryDirectory(prefix="secateur-") as name:
         folder = Path(name)
         (folder / "entry.c").write_text(entry_source(program, memory))
-        for source in (WEB / "launch.c", RUNTIME / "parallel.h"):
+        for source in (WEB / pool, RUNTIME / "parallel.h", RUNTIME / "tasks.h"):
             shutil.copy(source, folder)
-        names = ["entry.c", "launch.c"]
+        names = ["entry.c", pool]
         for index, code in enumerate(compile_kernels(program.kernels, target)):
             names.append(f"kernels{index}.o")
             (folder / names[-1]).write_bytes(code)
         try:
-            _link(folder, ["-target", "wasm32-freestanding"], names)
+            _link(folder, ["-target", "wasm32-freestanding"], names, threads)
         except SecateurError as error:
             if "undefined symbol" not in str(error.where):
                 raise
             # Functions of libm: zig builds WASI's C library, which takes half a minute once per machine.
-            _link(folder, ["-target", "wasm32-wasi", "-mexec-model=reactor"], names)
+            _link(folder, ["-target", "wasm32-wasi", "-mexec-model=reactor"], names, threads)
         return (folder / "model.wasm").read_bytes()
 
 
-def _link(folder: Path, flags: list[str], names: list[str]) -> None:
-    options = ["--no-entry", f"-z,stack-size={_STACK}", *(f"--export={symbol}" for symbol in _EXPORTS)]
-    command = [sys.executable, "-m", "ziglang", "cc", *flags, "-mcpu=generic+simd128", "-O2", "-std=c11", "-s"]
+def _link(folder: Path, flags: list[str], names: list[str], threads: bool) -> None:
+    exports, cpu = list(_EXPORTS), "generic+simd128"
+    options = ["--no-entry", f"-z,stack-size={_STACK}"]
+    if threads:
+        exports += _THREADS_EXPORTS
+        cpu += "+atomics+bulk_memory"
+        options += ["--shared-memory", "--import-memory", f"--max-memory={_MOST_PAGES << 16}"]
+    options += [f"--export={symbol}" for symbol in exports]
+    command = [sys.executable, "-m", "ziglang", "cc", *flags, f"-mcpu={cpu}", "-O2", "-std=c11", "-s"]
     command += [f"-Wl,{option}" for option in options]
     environment = os.environ | {name: cache_folder("zig") for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}
     done = subprocess.run(
@@ -201,26 +257,42 @@ def _require_reachable(program: Program, memory: MemoryPlan) -> None:
         )
 
 
-def describe(
-    program: Program, memory: MemoryPlan, code: Mapping[str, bytes], weights: bytes, embedded: bool
-) -> dict[str, Any]:
-    """What the loader knows of the model."""
+def describe(program: Program, weights: bytes, embedded: bool) -> dict[str, Any]:
+    """What the loader knows of the model, beside its code."""
 
     def tensors(buffers: list[Any]) -> list[dict[str, Any]]:
         return [{"name": b.name, "dtype": str(b.dtype), "shape": list(b.shape)} for b in buffers]
 
-    names = {"model.wasm": "simd", "model-relaxed.wasm": "relaxed"}
     return {
         "name": program.name,
         "secateur_version": __version__,
         "abi_version": ABI_VERSION,
         "inputs": tensors(program.inputs),
         "outputs": tensors(program.outputs),
-        "steps": len(program.steps),
-        "arena_bytes": memory.arena_bytes,
-        "code": {names[file]: {"file": file, **_digest(data)} for file, data in code.items()},
         "weights": {"file": None if embedded else "weights.bin", **_digest(weights)},
     }
+
+
+def _steps(code: _Code, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the loader knows of a code. files: as they are shipped."""
+    return {
+        "steps": len(code.program.steps),
+        "arena_bytes": code.memory.arena_bytes,
+        "code": {
+            "relaxed" if "relaxed" in file else "simd": {"file": file, **_digest(data)} for file, data in files.items()
+        },
+    }
+
+
+def _model_script(description: Mapping[str, Any], files: Mapping[str, bytes], threads: bool) -> bytes:
+    """model.js: the description, and each file's place, written out so that bundlers see it and copy the file."""
+    places = "".join(f'  "{file}": () => new URL("./{file}", import.meta.url),\n' for file in files)
+    return (
+        "/* Written by Secateur. */\n"
+        f"export const description = {_json(description)};\n"
+        f"export const files = {{\n{places}}};\n"
+        + ('export * as threads from "./threads.js";\n' if threads else "export const threads = null;\n")
+    ).encode()
 
 
 def _digest(data: bytes) -> dict[str, Any]:
@@ -237,10 +309,8 @@ def package_name(model: str) -> str:
     return name[:200] or "model"
 
 
-def npm_manifest(name: str, embedded: bool) -> dict[str, Any]:
-    """package.json."""
-    files = ["index.js", "index.d.ts", "model.js", "model.wasm", "model-relaxed.wasm"]
-    files += [] if embedded else ["weights.bin"]
+def npm_manifest(name: str, files: list[str]) -> dict[str, Any]:
+    """package.json of a package of these files."""
     return {
         "name": name,
         "version": "1.0.0",
@@ -274,7 +344,7 @@ def types(program: Program) -> str:
     )
 
 
-def readme(name: str, program: Program, embedded: bool) -> str:
+def readme(name: str, program: Program, files: list[str], threads: bool) -> str:
     """README.md of the package: how to use this model."""
     values = ", ".join(f"{json.dumps(b.name)}: new {_ARRAYS[str(b.dtype)]}({b.size})" for b in program.inputs)
     rows = "\n".join(
@@ -282,7 +352,14 @@ def readme(name: str, program: Program, embedded: bool) -> str:
         for kind, buffers in (("input", program.inputs), ("output", program.outputs))
         for b in buffers
     )
-    beside = "" if embedded else ", `weights.bin`"
     template = (WEB / "README.md").read_text()
     filled = template.replace("{name}", name).replace("{values}", values).replace("{rows}", rows)
-    return filled.replace("{beside}", beside)
+    listed = ", ".join(f"`{file}`" for file in files)
+    return filled.replace("{files}", listed).replace("{threads}", _README_THREADS if threads else _README_ONE)
+
+
+_README_ONE = "on one thread"
+_README_THREADS = (
+    "on several threads where a page is isolated (`Cross-Origin-Opener-Policy: same-origin` and\n"
+    "`Cross-Origin-Embedder-Policy: require-corp`) and in Node, on one elsewhere; `load({ threads: 2 })` limits them"
+)

@@ -52,8 +52,8 @@ class Side:
     code: int
 
 
-def page_files(page: Page, program: Program, sides: list[Side]) -> dict[str, bytes]:
-    """index.html and what lies beside it in `page/`."""
+def page_files(page: Page, program: Program, sides: list[Side], threads: bool = False) -> dict[str, bytes]:
+    """index.html and what lies beside it in `page/`. threads: the packages have code for several."""
     title = html.escape(program.name or "model")
     config = {
         "models": [vars(side) for side in sides],
@@ -64,6 +64,7 @@ def page_files(page: Page, program: Program, sides: list[Side]) -> dict[str, byt
         "mean": _channels(page.mean),
         "std": _channels(page.std),
         "milliseconds": page.milliseconds,
+        "threads": threads,
         "samples": None,
     }
     files = {f"page/{name}": (PAGE / name).read_bytes() for name in _SCRIPTS}

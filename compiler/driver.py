@@ -165,7 +165,7 @@ def compile_outcome(
         here = _runs_here(draft)
         if verify and here:
             context.progress("verifying", 0, 1)
-            checks += [verify_artifact(draft.path, transformed, variant=variant) for variant in _variants(draft)]
+            checks += [verify_artifact(draft.path, transformed, variant=v, threads=n) for v, n in _ways(draft)]
         _publish(draft.path, final)
     not_run = None if here or not verify else _why_not_run(draft)
     return Outcome(transformed, final, context, checks, Artifact(final, draft.manifest), not_run)
@@ -264,7 +264,9 @@ def _verify_pruning(context: Context) -> list[Check]:
     return [Check("original model, with itself after every group was permuted", difference)]
 
 
-def verify_artifact(path: str | Path, graph: Graph, seed: int = 1, variant: str | None = None) -> Check:
+def verify_artifact(
+    path: str | Path, graph: Graph, seed: int = 1, variant: str | None = None, threads: int = 1
+) -> Check:
     """Compare an artifact on disk with ONNX Runtime running `graph`, on noise.
 
     variant: which of its codes, where it has several.
@@ -272,11 +274,13 @@ def verify_artifact(path: str | Path, graph: Graph, seed: int = 1, variant: str 
     from backends import load as load_artifact
 
     data = random_inputs(graph, seed)
-    with load_artifact(path, variant=variant) as executable:
+    with load_artifact(path, threads, variant) as executable:
         actual = executable.run(data)
-        how = variant or ("emulated" if getattr(executable, "emulated", False) else None)
+        how = [variant or ("emulated" if getattr(executable, "emulated", False) else "")]
+    how += [f"{threads} threads"] if threads > 1 else []
+    told = ", ".join(filter(None, how))
     check = Check(
-        f"compiled artifact{f' ({how})' if how else ''}, with ONNX Runtime on the same graph",
+        f"compiled artifact{f' ({told})' if told else ''}, with ONNX Runtime on the same graph",
         relative_difference(actual, execute(graph, data)),
     )
     check.require()
@@ -349,9 +353,10 @@ def _why_not_run(artifact: Artifact) -> str:
     return f"the code for {name} was not run, because this machine cannot run it{missing}"
 
 
-def _variants(artifact: Artifact) -> list[str | None]:
-    """What to verify of an artifact: each of its codes, or the one that it has."""
-    return list(artifact.manifest.get("variants", [None]))
+def _ways(artifact: Artifact) -> list[tuple[str | None, int]]:
+    """What to verify of an artifact: each of its codes, or the one that it has, and on how many threads."""
+    threads = (1, 2) if "threads" in artifact.manifest else (1,)
+    return [(variant, n) for n in threads for variant in artifact.manifest.get("variants", [None])]
 
 
 def _require_same_interface(before: Graph, after: Graph) -> None:

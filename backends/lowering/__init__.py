@@ -39,4 +39,6 @@ def lower(graph: Graph, target: Target, *, parallel: bool = True, selector: Sele
         rule_for(node)
     context = Lowering(fuse(prepared), selector or Selector(target), parallel=parallel)
     context.run()
-    return context.finish()
+    program = context.finish()
+    program.graph = graph
+    return program

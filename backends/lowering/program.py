@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import tvm
 
+from compiler.ir.graph import Graph
+
 Role = Literal["input", "output", "constant", "temporary"]
 
 
@@ -75,13 +77,14 @@ class Step:
 
 @dataclass(eq=False)
 class Program:
-    """A lowered graph. kernels: the function of each symbol; steps call them in order."""
+    """A lowered graph. kernels: the function of each symbol; steps call them in order. graph: what was lowered."""
 
     name: str
     inputs: list[Buffer]
     outputs: list[Buffer]
     steps: list[Step]
     kernels: dict[str, tvm.tirx.PrimFunc] = field(default_factory=dict)
+    graph: Graph | None = None
 
     def roots(self) -> list[Buffer]:
         """Every storage once, in the order of first use."""

@@ -46,7 +46,7 @@ class TensorInfo:
 def load(
     path: str | Path, threads: int = 1, variant: str | None = None
 ) -> Executable | NodeExecutable | ProgramExecutable:
-    """Open the artifact directory `path` for running on `threads` threads; WebAssembly runs in Node, on one.
+    """Open the artifact directory `path` for running on `threads` threads; WebAssembly runs in Node.
 
     A C library for another kind of machine runs through its own program under qemu-user.
 

@@ -24,6 +24,8 @@ from compiler.errors import SecateurError
 
 OLDEST = 20
 """The first major version of Node that is supported."""
+MOST_THREADS = 64
+"""As many as the code for threads has room for."""
 _SCRIPT = Path(__file__).parent / "web" / "node.mjs"
 
 
@@ -44,16 +46,23 @@ def node() -> str | None:
 class NodeExecutable:
     """A WebAssembly artifact that runs in Node. `run` may be called from several threads: they take turns.
 
-    variant: "relaxed" or "simd"; the better one that Node has if it is not given.
+    threads: more than one for artifacts with code for several, which wasm's `--threads` adds. variant: "relaxed" or
+    "simd"; the better one that Node has if it is not given.
     """
 
     def __init__(
         self, path: Path, threads: int = 1, manifest: dict[str, Any] | None = None, variant: str | None = None
     ) -> None:
-        if threads != 1:
-            raise SecateurError("E_THREADS", "WebAssembly artifacts run on one thread", hint="--threads 1")
         self.path, self.threads = path, threads
         self.manifest = read_manifest(path) if manifest is None else manifest
+        most = MOST_THREADS if "threads" in self.manifest else 1
+        if not 1 <= threads <= most:
+            raise SecateurError(
+                "E_THREADS",
+                f"this WebAssembly artifact runs on at most {most} thread{'s' * (most > 1)}, not {threads}",
+                where=str(path),
+                hint="compile it with --threads, or run it on one" if most == 1 else f"use 1 to {most} threads",
+            )
         if variant is not None and variant not in self.manifest.get("variants", ()):
             known = ", ".join(self.manifest.get("variants", ()))
             raise SecateurError("E_OPTION_VALUE", f"the artifact has no variant {variant!r}", hint=f"use: {known}")
@@ -70,7 +79,9 @@ class NodeExecutable:
         self._turn = threading.Lock()
         self._closed = False
         self._process = subprocess.Popen(
-            [command, str(_SCRIPT), str(path), variant or "auto"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [command, str(_SCRIPT), str(path), variant or "auto", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         try:
             self.variant = str(json.loads(self._answer())["variant"])

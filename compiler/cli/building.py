@@ -35,7 +35,7 @@ from compiler.cli.shared import (
     layers,
     table,
 )
-from compiler.cli.web import ClassNames, Demo, Normalize, PageSamples
+from compiler.cli.web import ClassNames, Demo, Normalize, PageSamples, Threads
 from compiler.driver import compile_outcome, transform
 from compiler.ir import SecateurError, graph_cost
 from compiler.report import CHANGES, change_rows, count, size
@@ -75,6 +75,7 @@ def compile_command(
     package: Package = None,
     name: LibraryName = None,
     embed_weights: EmbedWeights = False,
+    threads: Threads = False,
     demo: Demo = False,
     class_names: ClassNames = None,
     samples: PageSamples = None,
@@ -103,7 +104,7 @@ def compile_command(
             context=context,
             tune=tune,
             keep_model=not no_model,
-            packager=packager(target, package, name, embed_weights, demo, class_names, samples, normalize),
+            packager=packager(target, package, name, embed_weights, threads, demo, class_names, samples, normalize),
             profile=profile,
             device=there,
             optimize=optimize,

@@ -22,6 +22,13 @@ Demo = Annotated[
         "--demo", help="wasm: write a web page too that runs the model, beside the dense one where passes shrink it."
     ),
 ]
+Threads = Annotated[
+    bool,
+    typer.Option(
+        "--threads",
+        help="wasm: add code for several threads, used in Node and where pages are isolated; see docs/web.md.",
+    ),
+]
 ClassNames = Annotated[
     Path | None, typer.Option("--class-names", help="--demo: a text file with the name of each class, one a line.")
 ]
@@ -40,7 +47,13 @@ Normalize = Annotated[
 
 
 def packager(
-    target: str, embed_weights: bool, demo: bool, class_names: Path | None, samples: Path | None, normalize: str | None
+    target: str,
+    embed_weights: bool,
+    threads: bool,
+    demo: bool,
+    class_names: Path | None,
+    samples: Path | None,
+    normalize: str | None,
 ) -> Packager | None:
     """What the options ask for; None where they leave it to the target.
 
@@ -52,15 +65,16 @@ def packager(
         raise SecateurError(
             "E_OPTION_VALUE", f"{orphan} is for the page of --demo", hint=f"add --demo, or leave {orphan} out"
         )
-    if not (embed_weights or demo):
+    if not (embed_weights or threads or demo):
         return None
     if target != "wasm":
-        option = "--demo" if demo else "--embed-weights"
-        others = "" if demo else " and C libraries"
+        option = "--demo" if demo else "--threads" if threads else "--embed-weights"
+        others = " and C libraries" if option == "--embed-weights" else ""
         raise SecateurError("E_OPTION_VALUE", f"{option} is for WebAssembly{others}", hint="add --target wasm")
     from backends.wasm import WebPackage
 
-    return WebPackage(embed_weights=embed_weights, page=_page(class_names, samples, normalize) if demo else None)
+    page = _page(class_names, samples, normalize) if demo else None
+    return WebPackage(embed_weights=embed_weights, threads=threads, page=page)
 
 
 def _page(class_names: Path | None, samples: Path | None, normalize: str | None) -> Page:

@@ -54,7 +54,7 @@ def link(cases: list[Case]) -> list[ctypes.CDLL]:
                 (folder / names[-1]).write_bytes(case.code)
         (folder / "all.rsp").write_text("\n".join(names))
         (folder / "entry.c").write_text("int tests_present(void) { return 1; }\n")
-        for file in ("parallel.c", "parallel.h"):
+        for file in aot.POOL:
             (folder / file).write_text((aot.RUNTIME / file).read_text())
         arguments = ["-shared", "-o", "all.so", "entry.c", "parallel.c", "@all.rsp"]
         aot._wait(linker._start(folder, [*arguments, "-lm", "-lpthread"]))

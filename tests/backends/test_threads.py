@@ -11,7 +11,7 @@ import tvm
 from tvm import tirx
 
 from backends import build, load
-from backends.aot import RUNTIME, Linker, _wait
+from backends.aot import POOL, RUNTIME, Linker, _wait
 from backends.benchmark import random_inputs
 from backends.lowering import lower
 from backends.schedules.codegen import object_code
@@ -128,7 +128,7 @@ def _link(kernels: dict[str, tirx.PrimFunc], folder: Path) -> ctypes.CDLL:
 
 
 def _library(folder: Path, *sources: str) -> ctypes.CDLL:
-    for name in ("parallel.h", "parallel.c"):
+    for name in POOL:
         (folder / name).write_bytes((RUNTIME / name).read_bytes())
     linker = Linker(target("native"))
     _wait(linker._start(folder, ["-shared", "-o", "test.so", "parallel.c", *sources, "-lm", "-lpthread"]))

@@ -17,6 +17,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+from backends.aot import POOL
 from tests.benchmarks.case import DENSE, OURS, OURS_DENSE, Case
 from tests.benchmarks.findings import SPARSE, Findings
 from tests.benchmarks.models import NETWORKS
@@ -52,7 +53,8 @@ def deepsparse_cases(models: Iterable[str], variants: Iterable[str], seconds: fl
 def state() -> str:
     """A digest of all that the timings depend on."""
     versions = " ".join(f"{package}=={metadata.version(package)}" for package in _PACKAGES)
-    sources = (*_SOURCES, *(f"tests/benchmarks/{name}.py" for name in _HARNESS), "backends/runtime/parallel.c")
+    pool = (f"backends/runtime/{name}" for name in POOL)
+    sources = (*_SOURCES, *(f"tests/benchmarks/{name}.py" for name in _HARNESS), *pool)
     return digest(versions, sources)
 
 

@@ -37,6 +37,6 @@ def run_node(*arguments: str | Path, flags: tuple[str, ...] = (), environment: M
 def description(package: Path) -> dict[str, Any]:
     """What a package's loader knows of its model."""
     text = (package / "model.js").read_text()
-    found = json.loads(text[text.index("{") : text.rindex(";")])
+    found = json.loads(text[text.index("{") : text.index("\n};") + 2])
     assert isinstance(found, dict)
     return found

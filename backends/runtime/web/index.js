@@ -1,7 +1,7 @@
 /* Loads and runs one compiled model: WebAssembly with SIMD, in pages, in workers and in Node.
 
    Nothing is evaluated from text: a Content-Security-Policy needs 'wasm-unsafe-eval' for script-src, no more. */
-import { description } from "./model.js";
+import { description, files, threads } from "./model.js";
 
 /** What went wrong: a stable `code` beside the message. */
 export class SecateurError extends Error {
@@ -32,6 +32,9 @@ const ARRAYS = {
 };
 const ALIGNMENT = 64;
 const PAGE = 65536;
+/* What a code's own data and stack take at most, beside the bytes that are in its file. */
+const OWN = 512 << 10;
+const MOST_PAGES = 65535;
 
 /* Modules of one function each: i8x16.splat, and f32x4.relaxed_madd of three of those. */
 const HEADER = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10];
@@ -55,18 +58,24 @@ export function zeros(tensor) {
 export async function load(source) {
   const options = checkOptions(source);
   const variant = chooseVariant(options.variant);
-  const { file, ...code } = description.code[variant];
+  const count = await countThreads(options);
+  const program = count > 1 ? description.threads : description;
+  const { file, ...code } = program.code[variant];
   const inside = description.weights.file === null;
-  const weightsSource = options.weights ?? place(options.base, description.weights.file);
   const [codeBytes, weightsBytes] = await Promise.all([
     read(options.code ?? place(options.base, file), file, options),
-    inside ? null : read(weightsSource, description.weights.file, options),
+    inside ? null : read(options.weights ?? place(options.base, "weights.bin"), "weights.bin", options),
   ]);
   await check(codeBytes, code, file, options);
   const module = await compile(codeBytes, file);
   const weights = inside ? section(module, "secateur.weights", file) : weightsBytes;
   await check(weights, description.weights, description.weights.file ?? file, options);
-  return new Model(await instantiate(module, file), weights, variant);
+  const codeAlone = codeBytes.byteLength - (inside ? weights.byteLength : 0);
+  const memory = count > 1 ? shareMemory(codeAlone, count) : null;
+  const exports = await instantiate(module, file, memory);
+  const places = reserve(exports, memory ?? exports.memory, program, count, weights);
+  const team = count > 1 ? await startThreads(module, memory, exports, places.stacks, options) : null;
+  return new Model(exports, memory ?? exports.memory, places, program, variant, team);
 }
 
 /** A loaded model; `load` makes it. */
@@ -74,13 +83,21 @@ class Model {
   #exports;
   #memory;
   #places;
+  #steps;
   #variant;
+  #team;
+  #threads;
+  #failure = null;
 
-  constructor(exports, weights, variant) {
+  constructor(exports, memory, places, program, variant, team) {
     this.#exports = exports;
-    this.#memory = exports.memory;
+    this.#memory = memory;
+    this.#places = places;
+    this.#steps = program.steps;
     this.#variant = variant;
-    this.#places = this.#reserve(weights);
+    this.#team = team;
+    this.#threads = places.stacks.length + 1;
+    if (team !== null) forgotten.register(this, team, this);
   }
 
   get name() {
@@ -100,6 +117,11 @@ class Model {
     return this.#variant;
   }
 
+  /** How many threads a run is shared among, the one that calls it included. */
+  get threads() {
+    return this.#threads;
+  }
+
   /** Bytes of memory that the model holds; 0 when disposed. */
   get bytes() {
     return this.#memory === null ? 0 : this.#memory.buffer.byteLength;
@@ -108,55 +130,128 @@ class Model {
   /** The outputs by name for inputs by name, as typed arrays in row-major order. Nothing is cast silently. */
   async run(values) {
     if (this.#exports === null) throw new SecateurError("E_CLOSED", "the model was disposed; load it again");
+    if (this.#failure !== null) throw new SecateurError("E_RUN", `${this.#failure}; load it again`);
     checkInputs(values);
     const { inputTable, outputTable, inputPlaces, outputPlaces, weights, arena } = this.#places;
     const buffer = this.#memory.buffer;
     inputs.forEach((tensor, i) => view(buffer, inputPlaces[i], tensor).set(values[tensor.name]));
     let status;
     try {
-      status = this.#exports.secateur_run_steps(0, description.steps, inputTable, outputTable, weights, arena, 0);
+      const pool = this.#team?.pool ?? 0;
+      status = this.#exports.secateur_run_steps(0, this.#steps, inputTable, outputTable, weights, arena, pool);
     } catch (error) {
+      if (this.#team !== null) this.#giveUp(error.message);
       throw new SecateurError("E_RUN", `the model failed: ${error.message}`, { cause: error });
     }
-    if (status !== 0) throw new SecateurError("E_RUN", `the model failed with status ${status}`);
+    if (status !== 0) throw new SecateurError("E_RUN", `the model failed${await this.#reason(status)}`);
     return Object.fromEntries(outputs.map((tensor, i) => [tensor.name, view(buffer, outputPlaces[i], tensor).slice()]));
   }
 
-  /** Gives the memory back. Disposing twice does nothing; running afterwards is an error. */
+  /** Gives the memory back and ends the threads. Disposing twice does nothing; running afterwards is an error. */
   dispose() {
+    this.#endThreads();
     this.#exports = this.#memory = this.#places = null;
   }
 
-  /** Grows the memory to what the model needs and copies the weights: addresses of everything. */
-  #reserve(weights) {
-    const start = aligned(this.#exports.__heap_base.value);
-    let end = start;
-    const take = (bytes) => {
-      const at = end;
-      end = aligned(end + Math.max(bytes, 1));
-      return at;
-    };
-    const places = {
-      inputTable: take(4 * inputs.length),
-      outputTable: take(4 * outputs.length),
-      inputPlaces: inputs.map((tensor) => take(byteLength(tensor))),
-      outputPlaces: outputs.map((tensor) => take(byteLength(tensor))),
-      weights: take(description.weights.bytes),
-      arena: take(description.arena_bytes),
-    };
-    try {
-      this.#memory.grow(Math.max(0, Math.ceil((end - this.#memory.buffer.byteLength) / PAGE)));
-    } catch (error) {
-      throw new SecateurError("E_MEMORY", `the model needs ${end} bytes of memory, which the engine refuses`, {
-        cause: error,
-      });
-    }
-    const buffer = this.#memory.buffer;
-    new Uint32Array(buffer, places.inputTable, inputs.length).set(places.inputPlaces);
-    new Uint32Array(buffer, places.outputTable, outputs.length).set(places.outputPlaces);
-    new Uint8Array(buffer, places.weights, description.weights.bytes).set(weights);
-    return places;
+  /* What the other threads are in the middle of is unknown. */
+  #giveUp(reason) {
+    this.#failure = `the model failed before (${reason})`;
+    this.#endThreads();
   }
+
+  #endThreads() {
+    if (this.#team === null) return;
+    this.#team.end();
+    this.#team = null;
+    forgotten.unregister(this);
+  }
+
+  /* Why a run ended with a status. A thread that was lost tells so in a message, which may be on its way. */
+  async #reason(status) {
+    if (this.#team === null) return ` with status ${status}`;
+    this.#failure = `the model failed before (status ${status})`;
+    const told = await Promise.race([this.#team.loss, new Promise((resolve) => setTimeout(resolve, 1000))]);
+    const reason = told ? `a thread was lost: ${told}` : `status ${status}`;
+    this.#giveUp(reason);
+    return `: ${reason}`;
+  }
+}
+
+/* Threads of models that nobody disposed and nobody can run any more. */
+const forgotten = new FinalizationRegistry((team) => team.end());
+
+/* Where everything lies in a program's memory from `start` on; stacks: ends of the workers'. */
+function layout(start, program, count) {
+  let end = aligned(start);
+  const take = (bytes) => {
+    const at = end;
+    end = aligned(end + Math.max(bytes, 1));
+    return at;
+  };
+  const places = {
+    inputTable: take(4 * inputs.length),
+    outputTable: take(4 * outputs.length),
+    inputPlaces: inputs.map((tensor) => take(byteLength(tensor))),
+    outputPlaces: outputs.map((tensor) => take(byteLength(tensor))),
+    weights: take(description.weights.bytes),
+    arena: take(program.arena_bytes),
+    stacks: Array.from({ length: count - 1 }, () => take(threads.STACK) + threads.STACK),
+  };
+  return { ...places, end };
+}
+
+/** Grows the memory to what the model needs and copies the weights: addresses of everything. */
+function reserve(exports, memory, program, count, weights) {
+  const places = layout(exports.__heap_base.value, program, count);
+  try {
+    memory.grow(Math.max(0, Math.ceil((places.end - memory.buffer.byteLength) / PAGE)));
+  } catch (error) {
+    throw refusedMemory(places.end, error);
+  }
+  new Uint32Array(memory.buffer, places.inputTable, inputs.length).set(places.inputPlaces);
+  new Uint32Array(memory.buffer, places.outputTable, outputs.length).set(places.outputPlaces);
+  new Uint8Array(memory.buffer, places.weights, description.weights.bytes).set(weights);
+  return places;
+}
+
+/* A shared memory is made before the code that says where it begins to be free; it cannot grow. */
+function shareMemory(codeBytes, count) {
+  const { end } = layout(OWN + codeBytes, description.threads, count);
+  try {
+    return threads.sharedMemory(Math.min(Math.ceil(end / PAGE), MOST_PAGES));
+  } catch (error) {
+    throw refusedMemory(end, error);
+  }
+}
+
+function refusedMemory(bytes, cause) {
+  return new SecateurError("E_MEMORY", `the model needs ${bytes} bytes of memory, which the engine refuses`, { cause });
+}
+
+/* Code that is given is for one thread, unless the option says otherwise. */
+async function countThreads({ code, threads: wanted }) {
+  const given = code !== undefined && code !== null;
+  if (threads === null || (given && wanted === undefined)) return 1;
+  const count = await threads.count(wanted ?? undefined);
+  if (given && wanted > 1 && count === 1) {
+    throw new SecateurError("E_TARGET", "memory cannot be shared here: give the code for one thread, and threads: 1");
+  }
+  return count;
+}
+
+async function startThreads(module, memory, exports, stacks, { signal }) {
+  let team;
+  try {
+    team = await threads.start(module, memory, exports, stacks);
+  } catch (error) {
+    const needed = "worker.js must lie beside index.js, on the page's own origin; threads: 1 does without";
+    throw new SecateurError("E_THREADS", `a thread cannot be started: ${error.message}; ${needed}`, { cause: error });
+  }
+  if (signal?.aborted) {
+    team.end();
+    throw signal.reason;
+  }
+  return team;
 }
 
 function tensors(entries) {
@@ -194,6 +289,7 @@ const OPTIONS = {
   variant: [(v) => ["auto", "relaxed", "simd"].includes(v), "auto, relaxed or simd"],
   verify: [(v) => typeof v === "boolean", "true or false"],
   signal: [(v) => typeof v === "object" && "aborted" in v, "an AbortSignal"],
+  threads: [(v) => Number.isInteger(v) && v >= 1 && v <= 64, "a whole number from 1 to 64"],
 };
 
 function checkOptions(source) {
@@ -226,19 +322,9 @@ function chooseVariant(wanted) {
   return wanted === undefined || wanted === null || wanted === "auto" ? found : wanted;
 }
 
-/* Written out one by one, so that bundlers see the files and copy them. */
 function place(base, file) {
-  if (base === undefined || base === null) {
-    switch (file) {
-      case "model.wasm":
-        return new URL("./model.wasm", import.meta.url);
-      case "model-relaxed.wasm":
-        return new URL("./model-relaxed.wasm", import.meta.url);
-      case "weights.bin":
-        return new URL("./weights.bin", import.meta.url);
-    }
-  }
-  const folder = absolute(base ?? ".", base === undefined || base === null ? import.meta.url : undefined);
+  if (base === undefined || base === null) return files[file]();
+  const folder = absolute(base);
   if (!folder.pathname.endsWith("/")) folder.pathname += "/";
   return new URL(file, folder);
 }
@@ -308,10 +394,10 @@ function section(module, name, file) {
   return new Uint8Array(found[0]);
 }
 
-async function instantiate(module, file) {
+async function instantiate(module, file, memory) {
   let exports;
   try {
-    ({ exports } = await WebAssembly.instantiate(module, {}));
+    ({ exports } = await WebAssembly.instantiate(module, memory === null ? {} : { env: { memory } }));
   } catch (error) {
     throw new SecateurError("E_MEMORY", `${file} cannot be started: ${error.message}`, { cause: error });
   }

@@ -1,6 +1,6 @@
 /* Runs a package for the Python side: frames on standard input and output, no ports, no files.
 
-   node node.mjs FOLDER VARIANT. A request is a uint32, how many runs, and the inputs' bytes in order. An answer is a
+   node node.mjs FOLDER VARIANT THREADS. A request is a uint32, how many runs, and the inputs' bytes in order. An answer is a
    uint32, 0 for success, a uint32, the length of what follows, and that: milliseconds of each run (float64) and the
    outputs' bytes in order; or an error { code, message } as JSON. The first answer, to no request, says who answers. */
 import { readSync, writeSync } from "node:fs";
@@ -8,7 +8,7 @@ import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { setFlagsFromString } from "node:v8";
 
-const [folder, variant] = process.argv.slice(2);
+const [folder, variant, threads] = process.argv.slice(2);
 
 function read(bytes) {
   const buffer = Buffer.alloc(bytes);
@@ -50,7 +50,7 @@ if (variant !== "simd" && Number(process.versions.node.split(".")[0]) < 21) {
 
 try {
   const { load, zeros } = await import(pathToFileURL(resolve(folder, "index.js")).href);
-  const model = await load({ variant });
+  const model = await load({ variant, threads: Number(threads) });
   answer(0, Buffer.from(JSON.stringify({ node: process.versions.node, variant: model.variant })));
   const arrays = Object.fromEntries(model.inputs.map((t) => [t.name, zeros(t)]));
   for (;;) {

@@ -199,13 +199,20 @@ function controls() {
   }
 }
 
+function threadsInWords(count) {
+  if (count > 1) return `${count} threads`;
+  return config.threads && !crossOriginIsolated ? "1 thread, since the page is not isolated" : "1 thread";
+}
+
 async function start() {
   elements.models.append(...config.models.map(card));
   controls();
   for (const { name, title, base } of config.models) {
     state("loading", `Loading ${title}…`);
-    const { variant } = await call("load", { name, base: new URL(base, import.meta.url).href });
-    part(name, ".facts").textContent += variant === "relaxed" ? ", relaxed SIMD" : ", SIMD";
+    const { variant, threads } = await call("load", { name, base: new URL(base, import.meta.url).href });
+    const facts = part(name, ".facts");
+    facts.textContent += `${variant === "relaxed" ? ", relaxed SIMD" : ", SIMD"}, ${threadsInWords(threads)}`;
+    facts.dataset.threads = threads;
   }
   await use(config.samples ? () => sample(0) : noise);
 }

@@ -7,7 +7,7 @@ const calls = {
     const { load } = await import(new URL("index.js", base).href);
     const model = await load();
     models.set(name, model);
-    return { variant: model.variant, bytes: model.bytes, milliseconds: performance.now() - start };
+    return { variant: model.variant, threads: model.threads, bytes: model.bytes, milliseconds: performance.now() - start };
   },
 
   run({ name, values }) {
