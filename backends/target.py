@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 class Target:
     """A machine that code is generated for.
 
-    vector_bytes and vector_registers describe the widest useful vector registers, l1_bytes and l2_bytes
-    one core's data caches; triple, cpu and features go to LLVM as they are. loads_first: what compiles the code
-    further loads all operands of a step before it multiplies them, so that each of them needs a register.
+    vector_bytes and vector_registers describe the widest useful vector registers (those that schedules may fill),
+    l1_bytes and l2_bytes one core's data caches; triple, cpu and features go to LLVM as they are. loads_first: what
+    compiles the code further loads all operands of a step before it multiplies them, so that each of them needs a
+    register.
     contract: sums of products may be rounded once, where the processor has an instruction for it. package: what kind
     of artifact is made for it (see `backends.packaging`). costs: what selection goes by, instead of the numbers of this
     kind of processor; they name no code, so that equal kernels have equal symbols. compact: no layer's weights may be
-    stored larger than they are, and smaller ones are worth some time.
+    stored larger than they are, and smaller ones are worth some time. multiplies_by_lane: vectors are multiplied by one
+    lane of another as fast as by a whole one, so that factors are loaded several at a time.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Target:
     package: str = "library"
     costs: Costs | None = field(default=None, repr=False)
     compact: bool = field(default=False, repr=False)
+    multiplies_by_lane: bool = field(default=False, repr=False)  # the triple tells it apart
 
     @classmethod
     def native(cls) -> Target:
@@ -60,6 +63,11 @@ class Target:
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""
         return max(1, self.vector_bytes // np.dtype(dtype).itemsize)
+
+    @property
+    def by_lane(self) -> int:
+        """Elements that are loaded at once to multiply by each of them; 0: one by one."""
+        return self.lanes() if self.multiplies_by_lane else 0
 
     def to_tvm(self) -> tvm.target.Target:
         """The same target in TVM's words (kind `llvm`)."""
@@ -180,17 +188,30 @@ register_target(
 )
 
 
-def _arm64(name: str, triple: str, l2_bytes: int, *features: str) -> Target:
-    """A 64-bit ARM with NEON (128-bit vectors, 32 registers), for a C library."""
-    return Target(name, triple, "generic", ("+neon", *features), 16, 32, 32 << 10, l2_bytes, package="c")
+_AFTER_V8 = ("v8.1a", "v8.2a", "crc", "lse", "rdm", "ras", "rcpc", "dotprod", "fullfp16", "aes", "sha2")
+_V8_ONLY = tuple(f"-{name}" for name in _AFTER_V8)
+"""What Cortex-A55 has and the first 64-bit ARM processors (ARMv8.0) lack."""
 
 
-# One instruction that loads two vectors takes Cortex-A55 longer than two do, and Neoverse N1 as long.
-register_target("arm64-linux", lambda: _arm64("arm64-linux", "aarch64-linux-gnu", 512 << 10, "+slow-paired-128"))
-register_target(
-    "arm64-android", lambda: _arm64("arm64-android", "aarch64-linux-android21", 256 << 10, "+slow-paired-128")
-)
-register_target("arm64-apple", lambda: _arm64("arm64-apple", "arm64-apple-macosx11.0", 4 << 20))
+def _arm64(name: str, triple: str, l2_bytes: int, registers: int, cpu: str, *features: str) -> Target:
+    """A 64-bit ARM with NEON (128-bit vectors), for a C library."""
+    features = ("+neon", *features)
+    return Target(name, triple, cpu, features, 16, registers, 32 << 10, l2_bytes, package="c", multiplies_by_lane=True)
+
+
+def _any_arm64(name: str, triple: str, l2_bytes: int) -> Target:
+    """Any 64-bit ARM runs the code, but its instructions stand in the order that suits Cortex-A55, which takes them in
+    order; larger processors, which do not, lose nothing by that.
+
+    LLVM then repeats loops four times and loads operands ahead, for which a quarter of the registers is left. One
+    instruction that loads two vectors takes Cortex-A55 longer than two do, and Neoverse N1 as long.
+    """
+    return _arm64(name, triple, l2_bytes, 24, "cortex-a55", *_V8_ONLY, "+slow-paired-128")
+
+
+register_target("arm64-linux", lambda: _any_arm64("arm64-linux", "aarch64-linux-gnu", 512 << 10))
+register_target("arm64-android", lambda: _any_arm64("arm64-android", "aarch64-linux-android21", 256 << 10))
+register_target("arm64-apple", lambda: _arm64("arm64-apple", "arm64-apple-macosx11.0", 4 << 20, 32, "generic"))
 register_target(
     "wasm",
     # V8 on x86-64 keeps one of the 16 registers for itself.

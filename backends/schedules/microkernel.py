@@ -7,6 +7,7 @@ broadcast to a vector of weights, so that leftovers never walk the weights again
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tvm import tirx
@@ -71,6 +72,23 @@ def channel_vectors(channels: int, lanes: int) -> list[tuple[int, int]]:
     return pieces
 
 
+def factors(e: Emitter, source: Array, at: Index, count: int, by_lane: int) -> Callable[[int, int], Expr]:
+    """Element `at` + i of `source` in every lane of a vector of so many, for i below `count`.
+
+    by_lane: the processor multiplies by one lane of a vector: so many elements are loaded at once (0: one by one).
+    """
+    if not by_lane or count == 1:
+        return lambda i, width: source.splat(at + i, width)
+    pieces = channel_vectors(count, by_lane)
+    loaded = [(e.name(source.load(at + offset, size)), size, lane) for offset, size in pieces for lane in range(size)]
+
+    def factor(i: int, width: int) -> Expr:
+        vector, size, lane = loaded[i]
+        return splat(vector, width) if size == 1 else shuffle([vector] * -(-width // size), [lane] * width)
+
+    return factor
+
+
 @dataclass(frozen=True)
 class Plan:
     """A main tile of pixels, repeated `count` times, then `tail` (if any), each by `channels` channels."""
@@ -112,7 +130,7 @@ class Operands:
     exist, if not all may. A reduction cut in parts leaves its sums in y: one that `resumes` starts from them, only the
     one that `ends` applies residual and activation. x_streams, y_streams: the array is too large for the caches and is
     prefetched: the next tile of x, this tile of y and of the residual. w_next: elements of w that the tiles after these
-    read first, w_next_step of them to be asked for at each step.
+    read first, w_next_step of them to be asked for at each step. w_by_lane: see `factors`.
     """
 
     x: Array
@@ -136,6 +154,7 @@ class Operands:
     y_streams: bool = False
     w_next: Index | None = None
     w_next_step: int = 0
+    w_by_lane: int = 0
 
     def initial(self, channel: int, pixel: int, across: bool, width: int) -> Expr:
         """What a sum starts with: the bias of a vector of pixels, or (across) of channels."""
@@ -180,9 +199,10 @@ def microkernel(
             for offset in range(0, o.w_next_step, LINE):
                 o.w.prefetch(w_next + k * o.w_next_step + offset, near=False)
         xs = [e.name(o.x.load(x_row + offset, width)) for offset, width in tile.vectors]
+        weight = factors(e, o.w, w_row, channels, o.w_by_lane if tile.vectors else 0)
         for c in range(channels):
             for (_, width), acc, x in zip(tile.vectors, sums, xs, strict=True):
-                acc[c] = acc[c] + x * o.w.splat(w_row + c, width)
+                acc[c] = acc[c] + x * weight(c, width)
         for pixel, group in zip(tile.singles, single, strict=True):
             for (offset, width), acc in zip(across, group, strict=True):
                 acc[0] = acc[0] + o.w.load(w_row + offset, width) * o.x.splat(x_row + pixel * o.x_pixel, width)

@@ -110,6 +110,7 @@ class Product:
                 y_at=e.let(o.y_at + sweep * (channels * o.y_channel)),
                 bias_at=o.bias_at if o.bias_per_pixel else e.let(o.bias_at + sweep * channels),
                 left=e.let(self.outputs - sweep * channels) if ragged else None,
+                w_by_lane=self.target.by_lane,
             )
             if self.weights_stream:
                 ahead = e.let(here.w_at + channels * self.depth)

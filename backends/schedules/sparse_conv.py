@@ -113,6 +113,7 @@ class _Builder:
             self.tiles.unit,
             self.inputs,
             self.tiles.step,
+            target.by_lane,
         )
         self.blocks = self.weights.blocks
 

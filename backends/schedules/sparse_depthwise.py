@@ -105,7 +105,9 @@ class _Builder:
         self.windows, self.tiles = spec.windows(target), spec.tiles(target)
         self.groups, self.bands = spec.groups_per_band(target), spec.bands(target)
         conv, tiles = self.conv, self.tiles
-        self.weights = sparse_weights(1, conv.out_channels, conv.in_channels, spec.first, tiles.positions, tiles.unit)
+        self.weights = sparse_weights(
+            1, conv.out_channels, conv.in_channels, spec.first, tiles.positions, tiles.unit, by_lane=target.by_lane
+        )
         self.slack = max(LINE, target.lanes())
 
     def build(self) -> Kernel:

@@ -140,7 +140,9 @@ class _Rows:
         self.height = self.product.batch * self.product.m
         self.lanes = target.lanes()
         self.length = spec.tile(target)[0]
-        self.weights = sparse_weights(1, self.product.n, self.product.k, spec, self.product.k, self.pitch)
+        self.weights = sparse_weights(
+            1, self.product.n, self.product.k, spec, self.product.k, self.pitch, by_lane=target.by_lane
+        )
 
     @functools.cached_property
     def pitch(self) -> int:

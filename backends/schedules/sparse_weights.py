@@ -11,6 +11,7 @@ from tvm import tirx
 
 from backends.formats import NM, BlockCSR, PatternCSR
 from backends.schedules.emit import Array, Emitter, Expr, Index, Registers, const, splat
+from backends.schedules.microkernel import factors
 from backends.schedules.product import array_or_none, divide
 from backends.schedules.sparse_tiles import Vector
 
@@ -32,11 +33,17 @@ class SparseWeights:
     positions: int
     unit: int
     deltas: bool = False
+    by_lane: int = 0
 
     @property
     def blocks(self) -> int:
         """Blocks of one matrix."""
         return -(-self.rows // self.block)
+
+    @property
+    def ahead(self) -> bool:
+        """Each step reads the next one's position, too: there is one more than entries."""
+        return self.by_lane > 0 and self.unroll == 1
 
     @property
     def index(self) -> str:
@@ -50,7 +57,7 @@ class SparseWeights:
         return SparseArrays(
             self,
             e.param("values", most * self.block),
-            e.param("positions", most, self.index),
+            e.param("positions", most + self.ahead, self.index),
             e.param("starts", blocks + 1, "int32"),
             e.param("order", blocks * self.block, "int32"),
             array_or_none(e, bias, "bias", blocks * self.block),
@@ -62,6 +69,8 @@ class SparseWeights:
         ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
         starts = [part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
         places = [part.deltas if self.deltas else table[part.columns] for part in parts]
+        if self.ahead:
+            places.append(np.zeros(1, np.int64))
         packed = {
             "values": np.concatenate([part.values.reshape(-1) for part in parts]),
             "positions": np.concatenate(places).astype(self.index),
@@ -103,6 +112,9 @@ class SparseArrays:
                     else:
                         acc[r] = const(0.0, v.width)
         begin = e.let(self.starts.load(block))
+        if self.weights.ahead:
+            self._multiply_ahead(e, block, begin, source, at, vectors, sums[0])
+            return sums[0]
         walk = e.registers(1, 1, "int32")
         walk[0] = at if isinstance(at, Expr) else tirx.IntImm("int32", at)
         with e.loop(e.let(self.starts.load(block + 1) - begin)) as j:
@@ -118,6 +130,28 @@ class SparseArrays:
                     first[r] = first[r] + acc[r]
         return sums[0]
 
+    def _multiply_ahead(
+        self,
+        e: Emitter,
+        block: Index,
+        begin: Index,
+        source: Array,
+        at: Index,
+        vectors: Sequence[Vector],
+        sums: list[Registers],
+    ) -> None:
+        """As `multiply`; each step finds out where the next one reads, so that no multiply-add waits for that."""
+        place = e.registers(1, 1, "int32")
+
+        def distance(entry: Index) -> Expr:
+            return self.positions.load(entry).astype("int32") * self.weights.unit
+
+        place[0] = at + distance(begin)
+        with e.loop(e.let(self.starts.load(block + 1) - begin)) as j:
+            here, entry = e.let(place[0]), e.let(begin + j)
+            place[0] = (here if self.weights.deltas else at) + distance(entry + 1)
+            self._step(e, entry, source, here, vectors, sums)
+
     def _step(
         self, e: Emitter, entry: Index, source: Array, place: Expr, vectors: Sequence[Vector], sums: list[Registers]
     ) -> None:
@@ -128,9 +162,10 @@ class SparseArrays:
                 acc[0] = acc[0] + source.load(place + v.at, v.width) * splat(weight, v.width)
             return
         xs = [e.name(source.load(place + v.at, v.width)) for v in vectors]
+        weight = factors(e, self.values, entry * size, size, self.weights.by_lane)
         for r in range(size):
             for v, acc, pixels in zip(vectors, sums, xs, strict=True):
-                acc[r] = acc[r] + pixels * self.values.splat(entry * size + r, v.width)
+                acc[r] = acc[r] + pixels * weight(r, v.width)
 
 
 @dataclass(frozen=True)
@@ -143,6 +178,7 @@ class PatternWeights:
     block: int
     positions: int
     unit: int
+    by_lane: int = 0
 
     @property
     def blocks(self) -> int:
@@ -231,9 +267,10 @@ class PatternArrays:
                         acc[used[0]] = acc[used[0]] + source.load(place + v.at, v.width) * splat(weight, v.width)
                 else:
                     xs = [e.name(source.load(place + v.at, v.width)) for v in vectors]
+                    factor = factors(e, self.values, weight_at, len(used), self.weights.by_lane)
                     for i, r in enumerate(used):
                         for v, acc, pixels in zip(vectors, sums, xs, strict=True):
-                            acc[r] = acc[r] + pixels * self.values.splat(weight_at + i, v.width)
+                            acc[r] = acc[r] + pixels * factor(i, v.width)
             value = e.let(value + count * len(used))
             begin = end
         return sums
@@ -343,12 +380,21 @@ class Blocked(Protocol):
 
 
 def sparse_weights(
-    matrices: int, rows: int, depth: int, spec: Blocked, positions: int, unit: int, inputs: int = 0, step: int = 1
+    matrices: int,
+    rows: int,
+    depth: int,
+    spec: Blocked,
+    positions: int,
+    unit: int,
+    inputs: int = 0,
+    step: int = 1,
+    by_lane: int = 0,
 ) -> SparseWeights | PatternWeights | NMWeights:
-    """The sparse operand that `spec` asks for. inputs: of `depth` (else all), `step` units apart."""
+    """The sparse operand that `spec` asks for. inputs: of `depth` (else all), `step` units apart; by_lane: see
+    `factors`."""
     if spec.nm is not None:
         inputs = inputs or depth
         return NMWeights(matrices, rows, inputs, depth // inputs, *spec.nm, unit, step)
     if spec.patterns:
-        return PatternWeights(matrices, rows, depth, spec.block, positions, unit)
-    return SparseWeights(matrices, rows, depth, spec.block, spec.unroll, positions, unit, spec.deltas)
+        return PatternWeights(matrices, rows, depth, spec.block, positions, unit, by_lane)
+    return SparseWeights(matrices, rows, depth, spec.block, spec.unroll, positions, unit, spec.deltas, by_lane)

@@ -44,14 +44,14 @@ def tool(name: str) -> str | None:
     return next((path for path in found if path is not None), None)
 
 
-def disassemble(code: bytes) -> dict[str, list[tuple[int, str]]]:
-    """Address and text of each instruction, by function."""
+def disassemble(code: bytes, features: str = "+all") -> dict[str, list[tuple[int, str]]]:
+    """Address and text of each instruction, by function; of instructions that take other features, `<unknown>`."""
     objdump = tool("llvm-objdump")
     assert objdump is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "code.o"
         path.write_bytes(code)
-        command = [objdump, "-d", "--no-show-raw-insn", str(path)]
+        command = [objdump, "-d", "--no-show-raw-insn", f"--mattr={features}", str(path)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, list[tuple[int, str]]] = {}
     body: list[tuple[int, str]] = []
@@ -79,7 +79,7 @@ def innermost_loops(code: bytes) -> Iterator[Loop]:
 
 
 def cycles(loop: Loop, cpu: str) -> float:
-    """Cycles of one iteration by llvm-mca's model of `cpu`."""
+    """Cycles of one iteration by llvm-mca's model of `cpu`, where no more multiply-adds start than at the peak."""
     mca = tool("llvm-mca")
     assert mca is not None
     lines = [re.sub(r"(0x)?[0-9a-f]+ <.*>$", ".Lstart", text) for text in loop.instructions]
@@ -88,4 +88,4 @@ def cycles(loop: Loop, cpu: str) -> float:
     text = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
     total = re.search(r"Total Cycles:\s+(\d+)", text)
     assert total is not None, text
-    return int(total[1]) / _ITERATIONS
+    return max(int(total[1]) / _ITERATIONS, loop.fmla / PEAK[cpu])
