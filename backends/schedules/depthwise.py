@@ -14,6 +14,7 @@ from tvm import tirx
 from backends.schedules.emit import Array, Emitter, Expr, Index, const
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel, symbol_for
+from backends.schedules.microkernel import factors
 from backends.schedules.product import GRAINS, array_or_none, divide
 from backends.schedules.rows import load_part
 from backends.schedules.specs import ConvSpec
@@ -21,17 +22,29 @@ from backends.schedules.windows import Combine, Finish, Windows
 from backends.schedules.windows_in_place import WindowsInPlace
 from backends.target import Target
 
+#: Taps of a channel that registers may hold, where multiply-adds take one lane of a vector.
+_HELD = 32
+
 
 def one_channel(
-    e: Emitter, epilogue: Epilogue, w: Array, w_at: Index, bias: Array | None, channel: Index, residual: Array | None
+    e: Emitter,
+    epilogue: Epilogue,
+    w: Array,
+    w_at: Index,
+    taps: int,
+    bias: Array | None,
+    channel: Index,
+    residual: Array | None,
+    by_lane: int = 0,
 ) -> tuple[Callable[[int], Expr], Combine, Finish]:
-    """How the windows of an output channel, whose taps begin at w_at, start, add up and end."""
+    """How the windows of an output channel, whose taps begin at w_at, start, add up and end. by_lane: see `factors`."""
+    factor = factors(e, w, w_at, taps, by_lane if taps <= _HELD else 0)
 
     def start(lanes: int) -> Expr:
         return bias.splat(channel, lanes) if bias else const(0.0, lanes)
 
     def combine(total: Expr, pixels: Expr, tap: Index, lanes: int) -> Expr:
-        return total + pixels * w.splat(w_at + tap, lanes)
+        return total + pixels * (factor(tap, lanes) if isinstance(tap, int) else w.splat(w_at + tap, lanes))
 
     def finish(total: Expr, to: Index, lanes: int, stored: int) -> Expr:
         if residual is not None:
@@ -65,7 +78,7 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
     scratch = array_or_none(e, workspace > 0, "workspace", workspace)
 
     def output(channel: Index) -> tuple[Callable[[int], Expr], Combine, Finish]:
-        return one_channel(e, epilogue, w, e.let(channel * taps), bias, channel, residual)
+        return one_channel(e, epilogue, w, e.let(channel * taps), taps, bias, channel, residual, target.by_lane)
 
     def each_output(item: Index) -> Iterator[tuple[Index, Index]]:
         """Output channels of a plane, each with its place in y."""

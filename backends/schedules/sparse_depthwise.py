@@ -144,8 +144,9 @@ class _Builder:
             store_tile(e, conv.epilogue, buffer, None, self.tiles.vectors, sums, rows_at)
         for r in range(size):
             channel = e.let(self.arrays.row(e, block, r))
-            w_at = e.let(channel * (second.kernel[0] * second.kernel[1]))
-            ways = one_channel(e, second.epilogue, self.w, w_at, self.taps_bias, channel, self.residual)
+            taps, by_lane = second.kernel[0] * second.kernel[1], self.target.by_lane
+            w_at = e.let(channel * taps)
+            ways = one_channel(e, second.epilogue, self.w, w_at, taps, self.taps_bias, channel, self.residual, by_lane)
             at = e.let(self.slack + r * pitch - line * conv.width)
             plane = second.out_height * second.out_width
             y_at = e.let((image * second.out_channels + channel) * plane)

@@ -159,16 +159,17 @@ two 128-bit multiply-adds a cycle on Neoverse N1 and one on Cortex-A55 (Arm's op
 that the loop moves to or from the stack.
 
 In each kernel this is the loop where multiply-adds are densest: of Winograd's method the products, not the transforms
-of tiles, which do spill, as depthwise windows do. Blocks of one channel load a vector for each multiply-add, which no
-tile can hide. Cortex-A55 takes instructions in order, and the code is not arranged for that: its figures are far from
-the peak. LLVM's model of it even starts two multiply-adds a cycle.
+of tiles, which do spill, as windows of depthwise layers over planes of 14x14 do. Blocks of one channel load a vector
+for each multiply-add, which no tile can hide. LLVM's model of Cortex-A55 would start two multiply-adds a cycle; where
+it does, the peak is what counts.
 
-In the timeline of the first dense loop no multiply-add starts in 19 of 27 cycles: prefetches and loads start one a
-cycle, and each step's multiply-adds come after its loads. As a trial, `-mcpu=cortex-a55` makes LLVM unroll four
-steps and start loads between the multiply-adds: dense (512 channels) and 4x1 of 4 vectors reach 94 % of Cortex-A55's
-peak, 2x1 of 8 vectors 85 %; LLVM's tuning alone (`+a55`), 82 %, 90 % and 82 %. But tiles of 24 sums (4x1 of 6 vectors)
-then spill, and fall from 95 % to 60 % on Neoverse N1. So no target is built like this: its tiles would have to be
-smaller, and code for that processor alone uses instructions that older ones lack.
+The code is arranged for Cortex-A55, which takes instructions in order (LLVM unrolls loops four times and loads operands
+between multiply-adds), with the instructions of ARMv8.0 alone; Neoverse N1 loses nothing by that. Three things follow:
+tiles fill 24 of 32 registers, because operands are loaded ahead; weights are loaded as vectors, of which a multiply-add
+takes one lane; a step of a sparse product finds out where the next one reads.
+
+Windows of depthwise layers: a branch of its own for each vector of a row removes the spills that are left, but takes
+half as long again on Cortex-A55 (14x14), which then waits at the beginning and end of each; so they stay together.
 
 """
 NETWORK = """
