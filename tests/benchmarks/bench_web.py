@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks.bench_web [--models …] [--variants …]`: WebAssembly beside ONNX Runtime Web.
 
 Each case is compiled, run in Node and (where it is installed) in headless Chromium, compared with ONNX Runtime, and
-timed in Node in turns with ONNX Runtime Web. What was found is kept in build/bench-web; `--write` puts all of it into
-docs/web.md.
+timed in Node in turns with ONNX Runtime Web and TensorFlow.js. What was found is kept in build/bench-web; `--write`
+puts all of it into docs/web.md.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from compiler.exporters import export
 from compiler.ir import Graph
 from compiler.ir.execute import execute, random_inputs
 from passes import Context, Pipeline
+from tests.benchmarks import tensorflow_js
 from tests.benchmarks.models import NETWORKS
 from tests.benchmarks.page import machine
 from tests.benchmarks.variants import VARIANTS
@@ -93,6 +94,7 @@ def prepare(case: Case) -> None:
     dense = source(case.model)
     graph = VARIANTS[case.variant].run(dense, Context())
     export(dense, case.folder / "dense.onnx")
+    tensorflow_js.export(dense, case.folder)
     if case.variant != "0":
         export(graph, case.folder / "variant.onnx")
     data = random_inputs(graph, 1)
@@ -194,9 +196,8 @@ def write(cases: list[Case]) -> None:
 def page(found: dict[Case, dict[str, Any]]) -> str:
     """The section's text."""
     first = next(iter(found.values()))
-    version = json.loads((WORK / "node_modules" / "onnxruntime-web" / "package.json").read_text())["version"]
-    heads = ("network", "", "SIMD", "relaxed SIMD", "ONNX Runtime Web, dense", "the same file")
-    heads += ("gain", "gain, relaxed", "goal", "code", "difference")
+    heads = ("network", "", "SIMD", "relaxed SIMD", "ONNX Runtime Web, dense", "the same file", "TensorFlow.js, dense")
+    heads += ("gain", "gain, relaxed", "goal", "over TensorFlow.js", "code", "difference")
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case, facts in found.items():
         times = {side: median(values) for side, values in facts["times"].items()}
@@ -206,13 +207,24 @@ def page(found: dict[Case, dict[str, Any]]) -> str:
         worst = max(differences(facts).values())
         rows.append(
             f"| {case.model} | {HEADS[case.variant]} | {times['simd']:.2f} ms | {times['relaxed']:.2f} ms | "
-            f"{times['ort dense']:.2f} ms | {same} | {gains[0]:.2f} | {gains[1]:.2f} | "
-            f"{'' if goal is None else f'{goal:g}'} | {facts['code'] / 1e3:.0f} kB | {worst:.0e} |"
+            f"{times['ort dense']:.2f} ms | {same} | {times['tf dense']:.2f} ms | {gains[0]:.2f} | {gains[1]:.2f} | "
+            f"{'' if goal is None else f'{goal:g}'} | {times['tf dense'] / times['simd']:.2f} | "
+            f"{facts['code'] / 1e3:.0f} kB | {worst:.0e} |"
         )
     checked = "Node and Chromium" if all(f.get("chromium") for f in found.values()) else "Node"
     return _METHOD.format(
-        machine=first["machine"], node=first["node"], v8=first["v8"], ort=version, checked=checked
+        machine=first["machine"],
+        node=first["node"],
+        v8=first["v8"],
+        ort=_version("onnxruntime-web"),
+        tf=_version("@tensorflow/tfjs-backend-wasm"),
+        checked=checked,
     ) + "\n".join(rows)
+
+
+def _version(package: str) -> str:
+    """Of a package from npm."""
+    return str(json.loads((WORK / "node_modules" / package / "package.json").read_text())["version"])
 
 
 _METHOD = """\
@@ -226,6 +238,9 @@ restrict it.
 - ONNX Runtime Web {ort} from npm: its `wasm` provider with `numThreads = 1` and all optimisations. Its published
   WebAssembly has SIMD without relaxed SIMD, so the fair comparison is our SIMD column; "gain" is its time on the dense
   network over ours. "The same file" is its time on the pruned one: it makes nothing of single zeros.
+- TensorFlow.js {tf} from npm: its WebAssembly backend (XNNPACK, SIMD, one thread) on the same dense weights, built of
+  its core operators with bias and activation fused and batch normalization folded, images in its own layout; its
+  outputs are compared with ONNX Runtime Web's before it is timed. "Over TensorFlow.js": its time over our SIMD code's.
 - 90 %: magnitude pruning of single weights, each layer alike, the first and depthwise layers spared. Half the MACs:
   structured pruning.
 - Code: bytes of the larger .wasm without weights. Difference: the largest relative one from ONNX Runtime, of both codes

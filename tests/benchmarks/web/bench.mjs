@@ -1,11 +1,13 @@
-/* Times one case: our package's codes and ONNX Runtime Web, one thread each, in turns.
+/* Times one case: our package's codes, ONNX Runtime Web and TensorFlow.js, one thread each, in turns.
 
    node --experimental-wasm-relaxed-simd bench.mjs MODULES CASE SECONDS. CASE is a folder with package/, input.bin, the
-   expected output.bin, and the ONNX files dense.onnx and (for variants) variant.onnx. Prints one JSON object: per side
-   the times in milliseconds, and the relative difference from output.bin. */
+   expected output.bin, the ONNX files dense.onnx and (for variants) variant.onnx, and what tensorflow_js.py wrote. Prints
+   one JSON object: per side the times in milliseconds, and the relative difference from output.bin. */
 import { readFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
+
+import { tensorflow } from "./tensorflow.mjs";
 
 const [modules, folder, seconds] = process.argv.slice(2);
 const runtime = resolve(modules, "node_modules", "onnxruntime-web", "dist", "ort.wasm.bundle.min.mjs");
@@ -22,9 +24,9 @@ const input = floats("input.bin");
 const expected = floats("output.bin");
 const { load, inputs, outputs } = await import(pathToFileURL(resolve(folder, "package", "index.js")).href);
 
-function difference(actual) {
+function difference(actual, wanted = expected) {
   let [sum, norm] = [0, 0];
-  expected.forEach((value, i) => {
+  wanted.forEach((value, i) => {
     sum += (value - actual[i]) ** 2;
     norm += value ** 2;
   });
@@ -53,6 +55,9 @@ const own = (() => {
   }
 })();
 if (own) sides["ort same"] = await theirs("variant.onnx");
+sides["tf dense"] = await tensorflow(modules, folder, input);
+const apart = difference(sides["tf dense"](), await sides["ort dense"]());
+if (!(apart < 1e-4)) throw new Error(`TensorFlow.js computes something else: ${apart}`);
 
 const times = {};
 const differences = {};
