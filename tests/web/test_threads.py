@@ -84,6 +84,9 @@ def test_code_for_threads_is_added(artifact: Artifact) -> None:
 def test_the_code_for_one_thread_is_as_without(artifact: Artifact, tmp_path: Path) -> None:
     plain = build(load_onnx(small_cnn()), tmp_path / "plain", target="wasm")
     assert not ADDED & set(plain.manifest["files"]) and "threads" not in plain.manifest
+    with pytest.raises(SecateurError, match="at most 1 thread, not 2") as caught:
+        load(plain.path, threads=2)
+    assert caught.value.code == "E_THREADS" and "--threads" in str(caught.value.hint)
     for file in ("model.wasm", "model-relaxed.wasm", "index.js"):
         assert plain.manifest["files"][file] == artifact.manifest["files"][file]
     assert "threads.js" not in (plain.path / "model.js").read_text(), "bundlers would look for it"

@@ -104,6 +104,14 @@ for (const count of [0, -1, 1.5, 65, "2", true, Number.NaN]) {
     refused(load({ threads: count }), "E_OPTION", /'threads' must be a whole number from 1 to 64/));
 }
 
+test("in Node it takes Node's workers, whatever is called so", async (t) => {
+  hide(t, "Worker", Worker);
+  const model = await load({ threads: 2 });
+  assert.equal(model.threads, 2);
+  close((await model.run(feeds)).y, expected.y);
+  model.dispose();
+});
+
 test("where memory cannot be shared, it runs on one thread", async (t) => {
   hide(t, "crossOriginIsolated", false);
   for (const wanted of [undefined, 2]) {

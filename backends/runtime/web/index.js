@@ -282,6 +282,9 @@ function isUrl(value) {
   return typeof value === "string" || value instanceof URL;
 }
 
+/* MOST_THREADS of threads.c. */
+const MOST_THREADS = 64;
+
 const OPTIONS = {
   base: [isUrl, "a URL"],
   code: [(v) => isUrl(v) || isBytes(v), "a URL or bytes"],
@@ -289,7 +292,7 @@ const OPTIONS = {
   variant: [(v) => ["auto", "relaxed", "simd"].includes(v), "auto, relaxed or simd"],
   verify: [(v) => typeof v === "boolean", "true or false"],
   signal: [(v) => typeof v === "object" && "aborted" in v, "an AbortSignal"],
-  threads: [(v) => Number.isInteger(v) && v >= 1 && v <= 64, "a whole number from 1 to 64"],
+  threads: [(v) => Number.isInteger(v) && v >= 1 && v <= MOST_THREADS, `a whole number from 1 to ${MOST_THREADS}`],
 };
 
 function checkOptions(source) {

@@ -10,7 +10,7 @@
 #include "tasks.h"
 
 enum {
-  MOST_THREADS = 64, /* as in threads.js */
+  MOST_THREADS = 64, /* as in index.js */
   SPINS = 100000,
   RECHECK = 100000000 /* nanoseconds after which a caller looks whether a thread was lost */
 };

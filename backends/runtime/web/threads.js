@@ -3,8 +3,6 @@
    Between runs they sleep. One that fails reports it through the memory, since the thread that waits for its tasks gets
    no messages; the message tells the reason. */
 
-/** How many threads there may be: MOST_THREADS of threads.c. */
-export const MOST = 64;
 /** Bytes of each worker's stack. */
 export const STACK = 128 << 10;
 /* More than these seldom pay: phones have four fast cores at most, and a model's small layers have little to share. */
@@ -26,8 +24,9 @@ async function processors() {
   return (await builtin("node:os")).availableParallelism();
 }
 
+/* Not by whether there is a Worker: packages in Node put theirs in its place. Electron's pages have both. */
 function inNode() {
-  return typeof Worker !== "function" && Boolean(globalThis.process?.versions?.node);
+  return Boolean(globalThis.process?.versions?.node) && process.type !== "renderer";
 }
 
 /* Not spelt in the import: bundlers would look for it. */

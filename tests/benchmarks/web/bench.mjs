@@ -1,4 +1,4 @@
-/* Times one case: our package's codes, ONNX Runtime Web and TensorFlow.js, one thread each, in turns.
+/* Times one case: our package's codes, ONNX Runtime Web and TensorFlow.js, one thread each, and ours on two, in turns.
 
    node --experimental-wasm-relaxed-simd bench.mjs MODULES CASE SECONDS. CASE is a folder with package/, input.bin, the
    expected output.bin, the ONNX files dense.onnx and (for variants) variant.onnx, and what tensorflow_js.py wrote. Prints
@@ -33,8 +33,8 @@ function difference(actual, wanted = expected) {
   return Math.sqrt(sum / norm);
 }
 
-async function ours(variant) {
-  const model = await load({ variant });
+async function ours(variant, threads = 1) {
+  const model = await load({ variant, threads });
   const feeds = { [inputs[0].name]: input };
   return async () => (await model.run(feeds))[outputs[0].name];
 }
@@ -58,6 +58,7 @@ if (own) sides["ort same"] = await theirs("variant.onnx");
 sides["tf dense"] = await tensorflow(modules, folder, input);
 const apart = difference(sides["tf dense"](), await sides["ort dense"]());
 if (!(apart < 1e-4)) throw new Error(`TensorFlow.js computes something else: ${apart}`);
+sides["two threads"] = await ours("relaxed", 2);
 
 const times = {};
 const differences = {};
