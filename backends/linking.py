@@ -21,7 +21,8 @@ LIBM = frozenset(
 )
 LIBC = frozenset(
     {"bzero", "fclose", "ferror", "fgetc", "fopen", "fread", "free", "getauxval", "malloc", "calloc", "memcmp"}
-    | {"memcpy", "memmove", "memset", "posix_memalign", "sched_yield", "snprintf", "vsnprintf", "getc", "clock_gettime"}
+    | {"memcpy", "memmove", "memset", "posix_memalign", "sched_yield", "snprintf", "sysctlbyname", "vsnprintf", "getc"}
+    | {"clock_gettime"}
     # A thread's own variables: the dynamic loader's part of the C library.
     | {"__tls_get_addr", "_tlv_bootstrap"}
 )

@@ -84,6 +84,8 @@ def build(
     packager.require(chosen)
     path = Path(output)
     require_free(path, overwrite)
+    if tune > 0 and chosen.dtype != "float32":
+        raise SecateurError("E_PRECISION", "schedules in half precision cannot be tuned", hint="leave out --tune")
     measured = None if profile is None else Profile.read(profile)
     chosen = chosen if measured is None else measured.apply(chosen)
     chosen = replace(chosen, compact=optimize == "size")

@@ -76,7 +76,7 @@ def pair_candidates(first: ConvSpec, weights: np.ndarray, second: ConvSpec, targ
                 make = functools.partial(_make, pair)
                 cycles = pair_cycles(pair, stored, target)
                 yield Candidate(
-                    "sparse_depthwise", stored.name, pair.label, cycles * stored.penalty, make, stored.nbytes
+                    "sparse_depthwise", stored.name, pair.label, cycles * stored.penalty, make, stored.nbytes(target)
                 )
 
 
@@ -89,7 +89,7 @@ def pair_cycles(pair: SparseDepthwiseSpec, stored: Stored, target: Target) -> fl
     """Cycles of a pair whose weights are stored so."""
     costs = sparse_costs(target)
     first, tiles, size = pair.first.conv, pair.tiles(target), pair.first.block
-    band = 4 * first.in_channels * tiles.pixels
+    band = target.itemsize * first.in_channels * tiles.pixels
     vectors = sum(max(0.5, v.width / target.lanes()) for v in tiles.vectors)
     load = load_cycles(band, first.height * first.width % target.lanes() == 0, target)
     work = work_cycles(stored, vectors, pair.first.unroll, load, costs)
@@ -105,6 +105,6 @@ def _windows_cycles(spec: ConvSpec, target: Target) -> float:
 
 def _traffic_cycles(first: ConvSpec, target: Target) -> float:
     """Cycles to write and read again what `first` makes."""
-    size = 4 * first.batch * first.out_channels * first.height * first.width
+    size = target.itemsize * first.batch * first.out_channels * first.height * first.width
     far = min(1.0, max(0.0, size / target.l2_bytes - 0.5))
     return size / 64 * (_LINE_NEAR + far * (_LINE_FAR - _LINE_NEAR))

@@ -106,7 +106,9 @@ def choose_conv(spec: ConvSpec, weights: np.ndarray, target: Target) -> Choice:
 def choose_matmul(spec: MatMulSpec, weights: np.ndarray | None, target: Target) -> Choice:
     """The schedule of a matrix product whose constant operand, if it has one, is `weights` as it is stored."""
     cycles = dense_matmul_cycles(spec, 0 if weights is None else weights.size, target)
-    dense = Candidate("matmul", "dense", "", cycles, functools.partial(_make, matmul, spec), 4 * spec.k * spec.n)
+    dense = Candidate(
+        "matmul", "dense", "", cycles, functools.partial(_make, matmul, spec), target.itemsize * spec.k * spec.n
+    )
     if weights is None or not supported(spec):
         return Choice(dense, (), 0 if weights is None else int(np.count_nonzero(weights)), spec.k * spec.n)
     return _best(dense, weights, sparse_matmul_candidates(spec, weights, target), target)
@@ -117,7 +119,7 @@ def dense_matmul_cycles(spec: MatMulSpec, weights: int, target: Target) -> float
     costs = dense_costs(target)
     cycles = spec.macs / target.lanes() * costs.product
     # So few rows that the weights come from memory faster than they are used.
-    return max(cycles, weights * costs.byte * 4) if spec.m * spec.batch < 8 else cycles
+    return max(cycles, weights * costs.byte * target.itemsize) if spec.m * spec.batch < 8 else cycles
 
 
 def _best(
@@ -139,7 +141,7 @@ def _best(
     chosen = chosen if chosen.cycles < margin * dense.cycles else dense
     ranked = sorted((*found, *others), key=lambda c: c.cycles)
     if target.compact:
-        small = [c for c in ranked if c.nbytes <= 4 * weights.size]
+        small = [c for c in ranked if c.nbytes <= target.itemsize * weights.size]
         near = [c for c in small if c.cycles <= _MARGIN_COMPACT * small[0].cycles]
         chosen = min(near, key=lambda c: c.nbytes, default=chosen)
         ranked = small or ranked
@@ -154,7 +156,7 @@ def dense_conv_candidates(spec: ConvSpec, target: Target) -> list[Candidate]:
         family = f"{'winograd' if m else direct_schedule(spec)}_conv2d"
         make = functools.partial(_make_dense, spec, method)
         weights = Tiling.of(spec, target, int(m)).weights if m else spec.weights
-        found.append(Candidate(family, "dense", f"{m}x{m}" if m else "", cycles, make, 4 * weights))
+        found.append(Candidate(family, "dense", f"{m}x{m}" if m else "", cycles, make, target.itemsize * weights))
     return found
 
 
@@ -179,10 +181,9 @@ class Stored:
     nm: tuple[int, int] | None = None
     deltas: bool = False
 
-    @property
-    def nbytes(self) -> int:
+    def nbytes(self, target: Target) -> int:
         """Bytes of values, positions (of two bytes, unless there are very many) and lists."""
-        return 4 * self.values + (1 if self.deltas or self.nm else 2) * self.entries + 4 * self.lists
+        return target.itemsize * self.values + (1 if self.deltas or self.nm else 2) * self.entries + 4 * self.lists
 
     @property
     def name(self) -> str:
@@ -199,7 +200,7 @@ def sparse_conv_candidates(spec: ConvSpec, weights: np.ndarray, target: Target) 
     grouped = np.asarray(weights).reshape(spec.groups, spec.out_channels // spec.groups, -1)
     for stored in encodings(list(grouped), spec.kernel[0] * spec.kernel[1], target.compact):
         deltas = stored.deltas and SparseConvSpec(spec).packs
-        size = replace(stored, deltas=deltas).nbytes
+        size = replace(stored, deltas=deltas).nbytes(target)
         tiles = [
             SparseConvSpec(spec, stored.block, vectors, 1, packed, stored.patterns, stored.nm, deltas)
             for vectors in VECTORS
@@ -221,7 +222,9 @@ def sparse_matmul_candidates(spec: MatMulSpec, weights: np.ndarray, target: Targ
         costs = sorted(((sparse_matmul_cycles(t, stored, target), t) for t in fitting), key=lambda found: found[0])
         for cycles, tile in costs[:_TILES]:
             make = functools.partial(_make, sparse_matmul, tile)
-            yield Candidate("sparse_matmul", stored.name, tile.label, cycles * stored.penalty, make, stored.nbytes)
+            yield Candidate(
+                "sparse_matmul", stored.name, tile.label, cycles * stored.penalty, make, stored.nbytes(target)
+            )
 
 
 def encodings(matrices: list[np.ndarray], taps: int = 1, compact: bool = False) -> Iterator[Stored]:
@@ -272,7 +275,9 @@ def sparse_conv_cycles(spec: SparseConvSpec, stored: Stored, target: Target) -> 
     conv, tiles, lanes, size = spec.conv, spec.tiles(target), target.lanes(), spec.block
     vectors = sum(_cost(v, lanes) for v in tiles.vectors)
     count = conv.batch * tiles.bands * tiles.tiles_per_band
-    work = work_cycles(stored, vectors, spec.unroll, load_cycles(tiles.footprint * 4, tiles.aligned, target), costs)
+    work = work_cycles(
+        stored, vectors, spec.unroll, load_cycles(tiles.footprint * target.itemsize, tiles.aligned, target), costs
+    )
     blocks = conv.groups * -(-(conv.out_channels // conv.groups) // size)
     store = size * (sum(len(v.pieces) for v in tiles.vectors) * costs.store + costs.row) + costs.block
     staged = costs.copy * conv.batch * conv.groups * tiles.bands * tiles.scratch / lanes
@@ -287,7 +292,7 @@ def sparse_matmul_cycles(spec: SparseMatMulSpec, stored: Stored, target: Target)
     costs = sparse_costs(target)
     product, lanes, size = spec.matmul, target.lanes(), spec.block
     length, vectors, count = spec.tile(target)
-    footprint = product.k * vectors * lanes * 4
+    footprint = product.k * vectors * lanes * target.itemsize
     work = work_cycles(stored, vectors, spec.unroll, load_cycles(footprint, True, target), costs)
     blocks = -(-product.n // size)
     turned = costs.turn * length * (product.k + product.n)

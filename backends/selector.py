@@ -48,35 +48,43 @@ class Selector:
         self.settled: dict[str, Settled] = {}
         self.nodes: tuple[str, ...] = ()
 
-    def conv(self, spec: ConvSpec, weights: np.ndarray) -> Choice:
-        """The schedule of a convolution with these weights [out, in // groups, kh, kw]."""
-        return self._settle_layer(spec, weights, choose_conv(spec, weights, self.target))
+    def conv(self, spec: ConvSpec, weights: np.ndarray, target: Target | None = None) -> Choice:
+        """The schedule of a convolution with these weights [out, in // groups, kh, kw].
 
-    def matmul(self, spec: MatMulSpec, weights: np.ndarray | None) -> Choice:
+        target: where it is not the selector's own, but the same for another type of numbers; so below.
+        """
+        target = target or self.target
+        return self._settle_layer(spec, weights, choose_conv(spec, weights, target), target)
+
+    def matmul(self, spec: MatMulSpec, weights: np.ndarray | None, target: Target | None = None) -> Choice:
         """The schedule of a matrix product whose constant operand, if it has one, is `weights` as it is stored."""
-        choice = choose_matmul(spec, weights, self.target)
-        return choice if weights is None else self._settle_layer(spec, weights, choice)
+        target = target or self.target
+        choice = choose_matmul(spec, weights, target)
+        return choice if weights is None else self._settle_layer(spec, weights, choice, target)
 
-    def pair(self, first: ConvSpec, weights: np.ndarray, second: ConvSpec) -> Choice | None:
+    def pair(
+        self, first: ConvSpec, weights: np.ndarray, second: ConvSpec, target: Target | None = None
+    ) -> Choice | None:
         """The kernel of a 1x1 convolution with these weights and a depthwise one after it; None: two kernels."""
-        found = choose_pair(first, weights, second, self.target)
+        target = target or self.target
+        found = choose_pair(first, weights, second, target)
         if found is None:
             return None
-        key, choice = self._settle((first, second), weights, found.choice)
+        key, choice = self._settle((first, second), weights, found.choice, target)
         together = choice.chosen is not found.apart
         self.settled[key].other = (found.apart if together else choice.others[0]).label
         return choice if together else None
 
-    def _settle_layer(self, spec: ConvSpec | MatMulSpec, weights: np.ndarray, choice: Choice) -> Choice:
+    def _settle_layer(self, spec: ConvSpec | MatMulSpec, weights: np.ndarray, choice: Choice, target: Target) -> Choice:
         if not choice.others:
             return choice
-        key, choice = self._settle(spec, weights, choice)
+        key, choice = self._settle(spec, weights, choice, target)
         self.requests[key] = Request(spec, weights, choice)
         return choice
 
-    def _settle(self, spec: object, weights: np.ndarray, choice: Choice) -> tuple[str, Choice]:
+    def _settle(self, spec: object, weights: np.ndarray, choice: Choice, target: Target) -> tuple[str, Choice]:
         zeros = np.packbits(np.asarray(weights) != 0).tobytes()
-        machine = dataclasses.replace(self.target, threads=1)
+        machine = dataclasses.replace(target, threads=1)
         key = hashlib.sha256(repr((spec, machine)).encode() + zeros).hexdigest()
         wanted = self.preferred.get(key)
         every = (choice.chosen, *choice.others)

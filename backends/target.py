@@ -10,7 +10,7 @@ import functools
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,8 @@ class Target:
     of artifact is made for it (see `backends.packaging`). costs: what selection goes by, instead of the numbers of this
     kind of processor; they name no code, so that equal kernels have equal symbols. compact: no layer's weights may be
     stored larger than they are, and smaller ones are worth some time. multiplies_by_lane: vectors are multiplied by one
-    lane of another as fast as by a whole one, so that factors are loaded several at a time.
+    lane of another as fast as by a whole one, so that factors are loaded several at a time. dtype: the element type
+    that schedules hold and multiply numbers in; `computing` gives another one, with the features that it takes.
     """
 
     name: str
@@ -54,15 +55,38 @@ class Target:
     costs: Costs | None = field(default=None, repr=False)
     compact: bool = field(default=False, repr=False)
     multiplies_by_lane: bool = field(default=False, repr=False)  # the triple tells it apart
+    dtype: str = field(default="float32", repr=False)  # the features tell it apart
 
     @classmethod
     def native(cls) -> Target:
         """The machine this runs on, as LLVM and the kernel describe it."""
         return _native()
 
-    def lanes(self, dtype: str = "float32") -> int:
-        """Elements of `dtype` in one vector register."""
-        return max(1, self.vector_bytes // np.dtype(dtype).itemsize)
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element that schedules work on."""
+        return np.dtype(self.dtype).itemsize
+
+    def lanes(self, dtype: str | None = None) -> int:
+        """Elements of `dtype`, or of the target's own, in one vector register."""
+        return max(1, self.vector_bytes // np.dtype(dtype or self.dtype).itemsize)
+
+    def computing(self, dtype: str) -> Target:
+        """This target with schedules that compute in float32 or float16.
+
+        Raises SecateurError E_PRECISION for a target without arithmetic on vectors of that type.
+        """
+        if dtype == self.dtype:
+            return self
+        if dtype == "float32":
+            return replace(self, dtype=dtype, features=tuple(f for f in self.features if f != _HALF))
+        if dtype != "float16" or self.package != "c" or self.triple.partition("-")[0] not in ("aarch64", "arm64"):
+            raise SecateurError(
+                "E_PRECISION",
+                f"no arithmetic in {dtype} for target '{self.name}'",
+                hint="half precision is for arm64-linux, arm64-android and arm64-apple",
+            )
+        return replace(self, dtype=dtype, features=(*self.features, _HALF))
 
     @property
     def by_lane(self) -> int:
@@ -82,6 +106,11 @@ class Target:
             config["fast-math-contract"] = True
         return tvm.target.Target(config)
 
+
+PRECISIONS = {"single": "float32", "half": "float16"}
+"""What users call the types of numbers that schedules compute in."""
+_HALF = "+fullfp16"
+"""LLVM's name of Arm's FEAT_FP16: arithmetic on eight half-precision numbers a vector."""
 
 _REGISTRY: dict[str, Callable[[], Target]] = {}
 
@@ -105,6 +134,17 @@ def target(name: str) -> Target:
     if factory is None:
         raise SecateurError("E_TARGET", f"unknown target '{name}'", hint=f"use one of: {', '.join(target_names())}")
     return factory()
+
+
+def in_precision(chosen: str | Target, precision: str) -> Target:
+    """A target, by name or as it is, with schedules that compute in single or half precision.
+
+    Raises SecateurError E_OPTION_VALUE for another word, E_PRECISION for a target without half precision, E_TARGET.
+    """
+    found = target(chosen) if isinstance(chosen, str) else chosen
+    if precision not in PRECISIONS:
+        raise SecateurError("E_OPTION_VALUE", f"no precision '{precision}'", hint=f"use {' or '.join(PRECISIONS)}")
+    return found if precision == "single" else found.computing(PRECISIONS[precision])
 
 
 @functools.cache

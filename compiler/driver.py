@@ -30,15 +30,19 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Largest relative difference (norm of the difference over the norm) between two ways to compute the same."""
+HALF_TOLERANCE = 2e-2
+"""The same for an artifact that computes in half precision, against float32."""
+_HALF_HINT = "nothing was written; half precision has 11 bits and no numbers beyond 65504: compile in single precision"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison that was made: what with what, the largest relative difference, and the tolerance."""
+    """One comparison that was made: what with what, the largest relative difference, the tolerance, what to do."""
 
     compared: str
     difference: float
     tolerance: float = TOLERANCE
+    hint: str = "nothing was written; this is a defect worth reporting together with the model"
 
     @property
     def passed(self) -> bool:
@@ -51,7 +55,7 @@ class Check:
             raise CheckFailed(
                 "E_VERIFY",
                 f"{self.compared}: the relative difference is {self.difference:.2e}, more than {self.tolerance:.0e}",
-                hint="nothing was written; this is a defect worth reporting together with the model",
+                hint=self.hint,
             )
 
 
@@ -74,6 +78,7 @@ def compile(
     source: Any,
     *,
     target: str | Target = "native",
+    precision: str = "single",
     passes: str | Pipeline | Sequence[Pass] = "simplify",
     output: str | Path,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -90,8 +95,9 @@ def compile(
 ) -> Artifact:
     """Compile a model (a path, a ModelProto, an nn.Module, …) into the artifact directory `output`.
 
-    shapes: input name -> shape for symbolic dimensions. args: example arguments of an nn.Module. verify: compare
-    the result with ONNX Runtime, and a pruning with the silenced original, before anything appears at `output`;
+    precision: single, or half (float16 arithmetic and weights, for the arm64 targets; inputs and outputs keep their
+    types). shapes: input name -> shape for symbolic dimensions. args: example arguments of an nn.Module. verify:
+    compare the result with ONNX Runtime, and a pruning with the silenced original, before anything appears at `output`;
     CheckFailed otherwise. tune: seconds to spend on measuring which schedules are fastest on this machine.
     keep_model: put the model that was compiled and the kernels' TVMScript into the artifact too, as model.onnx and
     module.py; nothing needs them to run.
@@ -102,6 +108,7 @@ def compile(
     outcome = compile_outcome(
         source,
         target=target,
+        precision=precision,
         passes=passes,
         output=output,
         shapes=shapes,
@@ -124,6 +131,7 @@ def compile_outcome(
     source: Any,
     *,
     target: str | Target = "native",
+    precision: str = "single",
     passes: str | Pipeline | Sequence[Pass] = "simplify",
     output: str | Path,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -140,7 +148,9 @@ def compile_outcome(
 ) -> Outcome:
     """As `compile`, with the graph, the passes' reports and the checks that were made."""
     from backends import Artifact, build
+    from backends.target import in_precision
 
+    chosen = in_precision(target, precision)
     final = check_output(output, inputs=_paths(source), overwrite=overwrite, directory=True)
     context = context or Context()
     pipeline = _pipeline(passes)
@@ -152,7 +162,7 @@ def compile_outcome(
         draft = build(
             transformed,
             Path(folder) / "artifact",
-            target=target,
+            target=chosen,
             progress=context.progress,
             tune=tune,
             keep_model=keep_model,
@@ -277,11 +287,14 @@ def verify_artifact(
     with load_artifact(path, threads, variant) as executable:
         actual = executable.run(data)
         how = [variant or ("emulated" if getattr(executable, "emulated", False) else "")]
+        half = executable.manifest["target"].get("dtype") == "float16"
     how += [f"{threads} threads"] if threads > 1 else []
+    how += ["half precision"] if half else []
     told = ", ".join(filter(None, how))
     check = Check(
         f"compiled artifact{f' ({told})' if told else ''}, with ONNX Runtime on the same graph",
         relative_difference(actual, execute(graph, data)),
+        *((HALF_TOLERANCE, _HALF_HINT) if half else ()),
     )
     check.require()
     return check

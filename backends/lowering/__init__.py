@@ -37,7 +37,8 @@ def lower(graph: Graph, target: Target, *, parallel: bool = True, selector: Sele
     prepared = prepare(graph)
     for node in prepared.nodes:
         rule_for(node)
-    context = Lowering(fuse(prepared), selector or Selector(target), parallel=parallel)
+    fused = fuse(prepared, half=target.dtype == "float16")
+    context = Lowering(fused, selector or Selector(target), parallel=parallel)
     context.run()
     program = context.finish()
     program.graph = graph

@@ -16,6 +16,7 @@ from backends.lowering.rules import no_lowering, rule_for
 from backends.schedules.emit import Emitter
 from backends.schedules.kernel import Kernel
 from backends.selector import Selector
+from backends.target import Target
 from compiler.ir.graph import Graph, Node, Value
 
 Body = Callable[..., None]
@@ -73,6 +74,11 @@ class Lowering:
                 raise no_lowering(
                     node, f"{value.name!r} has {math.prod(_shape(value))} elements; kernels count to 2**31"
                 )
+
+    def scheduled(self, dtype: np.dtype | str | None) -> Target | None:
+        """The target of schedules that compute in `dtype`; None if there are none."""
+        kind = str(dtype)
+        return self.target.computing(kind) if kind in ("float32", self.target.dtype) else None
 
     def buffer(self, value: Value | None) -> Buffer:
         """The buffer of a value that is already computed, or of a constant."""
@@ -159,7 +165,7 @@ class Lowering:
             elif role == "workspace":
                 args.append(self.temporary((kernel.workspace_bytes,), "uint8", "workspace"))
             else:
-                args.append(self.constant(packed[role], role))
+                args.append(self.constant(kernel.stored(role, packed[role]), role))
         writes = tuple(i for i, role in enumerate(kernel.params) if role in ("y", "workspace"))
         self._append(kernel.symbol, args, writes, (), family, kernel.macs, details)
 

@@ -68,12 +68,12 @@ class DirectConvSpec:
 
 @lowering("Conv")
 def _conv(node: Node, lower: Lowering) -> None:
-    spec = _planar_spec(node)
-    if spec is not None:
+    spec, target = _planar_spec(node), lower.scheduled(node.outputs[0].dtype)
+    if spec is not None and target is not None:
         weights = node.input(1)
         assert weights is not None
-        choice = lower.selector.conv(spec, weights.numpy())
-        kernel = choice.chosen.make(lower.target, lower.parallel)
+        choice = lower.selector.conv(spec, weights.numpy(), target)
+        kernel = choice.chosen.make(target, lower.parallel)
         _scheduled(node, lower, kernel, choice.chosen.schedule, choice)
         return
     w, y = shape_of(node.input(1)), shape_of(node.outputs[0])
@@ -103,14 +103,15 @@ def _pair(node: Node, lower: Lowering) -> None:
     """A 1x1 convolution and a depthwise one: together where that pays, else one after the other."""
     first, second = node.attribute("first"), node.attribute("second")
     specs = _planar_spec(first), _planar_spec(second)
+    target = lower.scheduled(second.outputs[0].dtype)
     choice = None
-    if specs[0] is not None and specs[1] is not None:
-        choice = lower.selector.pair(specs[0], first.input(1).numpy(), specs[1])
-    if choice is None or specs[1] is None:
+    if specs[0] is not None and specs[1] is not None and target is not None:
+        choice = lower.selector.pair(specs[0], first.input(1).numpy(), specs[1], target)
+    if choice is None or specs[1] is None or target is None:
         lower.lower(first)
         lower.lower(second)
         return
-    kernel = choice.chosen.make(lower.target, lower.parallel)
+    kernel = choice.chosen.make(target, lower.parallel)
     packed = kernel.pack(*_constants(first), *_constants(second))
     activations = {"x": lower.buffer(first.input(0)), "y": lower.result(second.outputs[0])}
     if specs[1].epilogue.residual:
@@ -130,14 +131,14 @@ def _conv_transpose(node: Node, lower: Lowering) -> None:
     x, w, y = shape_of(node.input(0)), shape_of(node.input(1)), shape_of(node.outputs[0])
     window, extra = _transposed_window(node, w[2:], x[2:], y[2:])
     groups = node.attribute("group", 1)
-    epilogue = _epilogue(node)
-    if len(w) <= 4 and _packable(node) and all(p >= 0 for pad in window.pads for p in pad):
+    epilogue, target = _epilogue(node), lower.scheduled(node.outputs[0].dtype)
+    if len(w) <= 4 and target is not None and _packable(node) and all(p >= 0 for pad in window.pads for p in pad):
         n, c, height, width = planar_shape(x)
         kernel, strides, pads, dilations = planar_window(window)
         padding = (0, extra[0]) if len(extra) == 1 else (extra[0], extra[1])
         spec = ConvTransposeSpec(n, c, height, width, y[1], kernel, strides, pads, dilations, padding, groups, epilogue)
         if (spec.out_height, spec.out_width) == planar_shape(y)[2:]:
-            _scheduled(node, lower, conv_transpose2d(spec, lower.target, lower.parallel), "conv_transpose2d")
+            _scheduled(node, lower, conv_transpose2d(spec, target, lower.parallel), "conv_transpose2d")
             return
     reads = [lower.buffer(v) for v in node.inputs if v is not None]
     direct = DirectConvSpec(x, w, y, window, groups, epilogue)
@@ -145,13 +146,10 @@ def _conv_transpose(node: Node, lower: Lowering) -> None:
 
 
 def _packable(node: Node) -> bool:
-    """True when weights are known at compile time and all is float32: what the schedules take."""
+    """True when weights are known at compile time: what the schedules take."""
     constants = [node.input(1)] if node.input(2) is None else [node.input(1), node.input(2)]
     bias = node.attribute("epilogue") is None or node.attribute("epilogue").bias
-    return (
-        all(v is not None and v.is_constant for v in (constants if bias else constants[:1]))
-        and str(node.outputs[0].dtype) == "float32"
-    )
+    return all(v is not None and v.is_constant for v in (constants if bias else constants[:1]))
 
 
 def planar_shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -15,6 +15,7 @@ import numpy as np
 from backends.lowering.elementwise import instruction, scalar
 from backends.lowering.expressions import EXPRESSIONS, Instruction, activation
 from backends.lowering.gelu import recognise_gelu
+from backends.lowering.half import to_half
 from backends.lowering.pairs import pair_depthwise
 from backends.lowering.rules import INTERNAL
 from backends.schedules.epilogue import Epilogue
@@ -25,8 +26,8 @@ _LONGEST = 64
 """Operators in one element-wise kernel at most: beyond that registers spill."""
 
 
-def fuse(graph: Graph) -> Graph:
-    """The graph with what can be fused fused, as a new graph over the same values."""
+def fuse(graph: Graph, half: bool = False) -> Graph:
+    """The graph with what can be fused fused, as a new graph over the same values. half: in half precision."""
     graph = Graph(
         graph.name, list(graph.inputs), list(graph.outputs), list(graph.nodes), graph.opset, dict(graph.domains)
     )
@@ -34,7 +35,9 @@ def fuse(graph: Graph) -> Graph:
     _fold_batch_norm(graph)
     _normalize_batch_norm(graph)
     _absorb_bias(graph)
-    _absorb_epilogues(graph)
+    if half:
+        to_half(graph)
+    _absorb_epilogues(graph, ("float32", "float16") if half else ("float32",))
     pair_depthwise(graph)
     return _group_elementwise(graph)
 
@@ -171,15 +174,15 @@ def _as_bias(node: Node, value: Value | None) -> Value | None:
     return Value(f"{value.name}.bias", data=np.ascontiguousarray(array))
 
 
-def _absorb_epilogues(graph: Graph) -> None:
-    """What follows a convolution or matrix product moves into it: a residual Add, then an activation."""
+def _absorb_epilogues(graph: Graph, dtypes: tuple[str, ...]) -> None:
+    """What follows a convolution or matrix product of these types moves into it: a residual Add, then an activation."""
     position = {n: i for i, n in enumerate(graph.nodes)}
     consumers = graph.consumers()
     nodes = list(graph.nodes)
     producer = {v: n for n in nodes for v in n.outputs}
     gone: set[Node] = set()
     for node in graph.nodes:
-        if node.op not in _MACS or node.domain or str(node.outputs[0].dtype) != "float32":
+        if node.op not in _MACS or node.domain or str(node.outputs[0].dtype) not in dtypes:
             continue
         current, place = node, position[node]
         epilogue = node.attribute("epilogue") or Epilogue(bias=node.input(2) is not None)

@@ -89,7 +89,7 @@ def _emit(lower: Lowering, node: Node, spec: DirectMatMulSpec) -> None:
 
 
 def _by_schedule(lower: Lowering, node: Node, direct: DirectMatMulSpec) -> bool:
-    """Call the tiled schedule if it fits: float32, batches that are whole or absent, a bias known or none."""
+    """Call the tiled schedule if it fits: a type it computes in, whole batches or none, a bias known or none."""
     left, right = node.input(0), node.input(1)
     assert left is not None and right is not None
     bias = node.input(2) if direct.epilogue.bias else None
@@ -100,7 +100,8 @@ def _by_schedule(lower: Lowering, node: Node, direct: DirectMatMulSpec) -> bool:
         not flag or all(d == 1 or s == t for d, s, t in zip(direct.batch, o.batch, full, strict=True))
         for flag, o, full in zip(batched, (direct.a, direct.b), dense, strict=True)
     )
-    if direct.dtype != "float32" or not whole or not min(batch, m, direct.n, direct.k):
+    target = lower.scheduled(direct.dtype)
+    if target is None or not whole or not min(batch, m, direct.n, direct.k):
         return False
     if bias is not None and (not bias.is_constant or direct.bias is None or all(direct.bias)):
         return False
@@ -125,8 +126,8 @@ def _by_schedule(lower: Lowering, node: Node, direct: DirectMatMulSpec) -> bool:
     )
     weight = {"a": left, "b": right}.get(side or "")
     scaled = None if weight is None else weight.numpy() * np.float32(direct.alpha)
-    choice = lower.selector.matmul(spec, scaled)
-    kernel = choice.chosen.make(lower.target, lower.parallel)
+    choice = lower.selector.matmul(spec, scaled, target)
+    kernel = choice.chosen.make(target, lower.parallel)
     vector = None
     if bias is not None:
         length = m if spec.bias_axis == "m" else direct.n

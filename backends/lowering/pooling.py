@@ -58,7 +58,8 @@ def _pool(node: Node, lower: Lowering) -> None:
 def _pool2d(node: Node, lower: Lowering, window: Window) -> bool:
     """Pool images of up to two axes by schedule, where there is one."""
     source, shape = lower.buffer(node.input(0)), shape_of(node.outputs[0])
-    if node.op == "LpPool" or len(shape) > 4 or str(source.dtype) != "float32":
+    target = lower.scheduled(source.dtype)
+    if node.op == "LpPool" or len(shape) > 4 or target is None:
         return False
     if sum(v.name != "" for v in node.outputs) > 1:
         return False
@@ -75,7 +76,7 @@ def _pool2d(node: Node, lower: Lowering, window: Window) -> bool:
     )
     if (spec.out_height, spec.out_width) != planar_shape(shape)[2:]:
         return False
-    kernel = pool2d(spec, lower.target, lower.parallel)
+    kernel = pool2d(spec, target, lower.parallel)
     lower.schedule(kernel, {"x": source, "y": lower.result(node.outputs[0])}, kernel.pack(), "pool2d")
     return True
 
@@ -170,8 +171,9 @@ def _global_pool(node: Node, lower: Lowering) -> None:
     source = lower.buffer(node.input(0))
     rows = math.prod(source.shape[:2])
     kinds = {"GlobalAveragePool": "average", "GlobalMaxPool": "max"}
-    if node.op in kinds and str(source.dtype) == "float32":
-        kernel = global_pool(kinds[node.op], rows, source.size // rows, lower.target, lower.parallel)
+    target = lower.scheduled(source.dtype)
+    if node.op in kinds and target is not None:
+        kernel = global_pool(kinds[node.op], rows, source.size // rows, target, lower.parallel)
         lower.schedule(kernel, {"x": source, "y": lower.result(node.outputs[0])}, kernel.pack(), "global_pool")
         return
     spec = GlobalPoolSpec(rows, source.size // rows, node.op, node.attribute("p", 2), str(source.dtype))

@@ -18,7 +18,7 @@ from tvm import tirx
 from backends.schedules import rows
 from backends.schedules.dense_cost import dense_methods, direct_schedule
 from backends.schedules.depthwise import depthwise
-from backends.schedules.emit import Array, Emitter, Expr, Index
+from backends.schedules.emit import Array, Emitter, Expr, Index, const
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.microkernel import Operands, plan
 from backends.schedules.product import GRAINS, Product, array_or_none, divide, waves
@@ -79,7 +79,9 @@ def _declare(
 ) -> tuple[Callable[[Expr, Array, Index, int, Index], Operands], Array, Array | None, tuple[str, ...]]:
     """Parameters, and operands of (image and group, matrix, its offset and row length, first pixel of y)."""
     pixels = spec.out_height * spec.out_width
-    streams = (spec.in_channels * spec.height * spec.width + spec.out_channels * pixels) * 4 > target.l2_bytes // 4
+    streams = (
+        spec.in_channels * spec.height * spec.width + spec.out_channels * pixels
+    ) * target.itemsize > target.l2_bytes // 4
     x = e.param("x", spec.batch * spec.in_channels * spec.height * spec.width)
     w = e.param("w", spec.groups * product.packed_weights)
     bias = array_or_none(e, spec.epilogue.bias, "bias", spec.groups * product.packed_bias)
@@ -111,7 +113,7 @@ def _declare(
 def _pointwise(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outputs: int, depth: int) -> Built:
     pixels = spec.height * spec.width
     product = Product(outputs, depth, pixels, target, spec.epilogue, spec.groups)
-    e = Emitter(symbol, parallel)
+    e = Emitter(symbol, parallel, target.dtype)
     operands, x, _, params = _declare(e, spec, product, 0, target)
     product.emit_blocks(
         e,
@@ -137,7 +139,7 @@ class _Panels:
         best, least = cls(1, high, channels), math.inf
         for blocks in sorted({-(-high // height) for height in range(1, high + 1)}):
             height = -(-high // blocks)
-            fit = max(1, budget // (height * wide * per_channel * 4))
+            fit = max(1, budget // (height * wide * per_channel * target.itemsize))
             parts = -(-channels // fit)
             inputs = -(-channels // parts)
             if parts > 1 and (inputs * per_channel < _SHALLOWEST and height > 1):
@@ -162,10 +164,10 @@ def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
     height, blocks = cut.height, cut.blocks
     product = Product(outputs, depth, height * wide, target, spec.epilogue, spec.groups)
     panel, panels = _aligned(cut.inputs * per_channel * height * wide), outer * blocks
-    together = waves(panels, panel * 4, target) if parallel else 1
+    together = waves(panels, panel * target.itemsize, target) if parallel else 1
     rounds = -(-panels // together)
 
-    e = Emitter(symbol, parallel)
+    e = Emitter(symbol, parallel, target.dtype)
     operands, x, scratch, params = _declare(e, spec, product, together * panel, target)
     assert scratch is not None
 
@@ -207,7 +209,7 @@ def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
                 sweep = e.let(split * each)
                 left = each if product.sweeps % each == 0 else e.let(tirx.min(each, product.sweeps - sweep))
                 multiply(e.let(start + place), e.let(place * panel), part, sweep, left)
-    return e.finish(), product, params, together * panel * 4
+    return e.finish(), product, params, together * panel * target.itemsize
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,7 @@ def _gather(
                 e.choose(
                     known,
                     lambda: panel.store(to, x.load(line + at_x)),
-                    lambda: panel.store(to, tirx.FloatImm("float32", 0.0)),
+                    lambda: panel.store(to, const(0.0, 1, panel.dtype)),
                 )
 
         def outside(base: Index = base) -> None:

@@ -41,7 +41,7 @@ def one_channel(
     factor = factors(e, w, w_at, taps, by_lane if taps <= _HELD else 0)
 
     def start(lanes: int) -> Expr:
-        return bias.splat(channel, lanes) if bias else const(0.0, lanes)
+        return bias.splat(channel, lanes) if bias else const(0.0, lanes, w.dtype)
 
     def combine(total: Expr, pixels: Expr, tap: Index, lanes: int) -> Expr:
         return total + pixels * (factor(tap, lanes) if isinstance(tap, int) else w.splat(w_at + tap, lanes))
@@ -60,7 +60,7 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
     epilogue, taps = spec.epilogue, spec.kernel[0] * spec.kernel[1]
     planes, plane = spec.batch * spec.in_channels, spec.height * spec.width
     multiplier, out_plane = spec.out_channels // spec.in_channels, spec.out_height * spec.out_width
-    far = planes * plane * 4 > target.l2_bytes // 2
+    far = planes * plane * target.itemsize > target.l2_bytes // 2
     in_place = WindowsInPlace.of(spec, target, ahead=far)
     # Rows that are halved are better copied in order, where memory is far.
     staged = None if in_place.applies and not (far and spec.strides[1] > 1) else Windows.of(spec, target)
@@ -69,7 +69,7 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
     slots = -(-planes // share)
     workspace = slots * staged.scratch if staged else 0
 
-    e = Emitter(symbol, parallel)
+    e = Emitter(symbol, parallel, target.dtype)
     x = e.param("x", planes * plane)
     w = e.param("w", spec.out_channels * taps)
     bias = array_or_none(e, epilogue.bias, "bias", spec.out_channels)
@@ -110,4 +110,4 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
             packed["bias"] = np.ascontiguousarray(full, np.float32).reshape(-1)
         return packed
 
-    return Kernel(symbol, e.finish(), e.roles, workspace * 4, pack, spec.macs)
+    return Kernel(symbol, e.finish(), e.roles, workspace * target.itemsize, pack, spec.macs)

@@ -39,6 +39,11 @@ class Array:
         self._emitter = emitter
         self.buffer = buffer
 
+    @property
+    def dtype(self) -> str:
+        """Element type."""
+        return str(self.buffer.dtype)
+
     def load(self, index: Index, lanes: int = 1) -> Expr:
         """`lanes` consecutive elements from `index` on."""
         return tirx.BufferLoad(self.buffer, [_ramp(index, lanes)])
@@ -65,6 +70,7 @@ class Registers:
     def __init__(self, emitter: Emitter, buffer: tirx.Buffer) -> None:
         self._emitter = emitter
         self._buffer = buffer
+        self.count = int(buffer.shape[0])
 
     def __getitem__(self, index: int) -> Expr:
         return tirx.BufferLoad(self._buffer, [tirx.IntImm("int32", index)])
@@ -74,19 +80,21 @@ class Registers:
 
 
 class Emitter:
-    """One C function in the making: parameters first, then statements in order."""
+    """One C function in the making: parameters first, then statements in order. dtype: of what no type is given for."""
 
-    def __init__(self, symbol: str, parallel: bool = False) -> None:
+    def __init__(self, symbol: str, parallel: bool = False, dtype: str = "float32") -> None:
         self.symbol = symbol
         self.parallel = parallel
+        self.dtype = dtype
         self._params: list[tirx.Var] = []
         self._head: list[tirx.Stmt] = []
         self._blocks: list[list[tirx.Stmt]] = [[]]
         self._names = 0
         self._outer, _open.emitter = _open.emitter, self
 
-    def param(self, role: str, elements: int, dtype: str = "float32") -> Array:
+    def param(self, role: str, elements: int, dtype: str | None = None) -> Array:
         """Declare the next pointer parameter, of at least `elements` elements."""
+        dtype = dtype or self.dtype
         pointer = tirx.Var(role, PointerType(PrimType(dtype), "global"))
         self._params.append(pointer)
         buffer = tirx.decl_buffer((max(1, elements),), dtype, name=f"{role}_", data=pointer, layout=None)
@@ -98,16 +106,17 @@ class Emitter:
         """Names of the parameters declared so far."""
         return tuple(pointer.name for pointer in self._params)
 
-    def registers(self, count: int, lanes: int, dtype: str = "float32") -> Registers:
+    def registers(self, count: int, lanes: int, dtype: str | None = None) -> Registers:
         """Declare `count` vector variables."""
+        dtype = dtype or self.dtype
         kind = dtype if lanes == 1 else f"{dtype}x{lanes}"
         buffer = tirx.decl_buffer((count,), kind, name=self._name("r"), scope="local", layout=None)
         self.add(tirx.AllocBuffer(buffer))
         return Registers(self, buffer)
 
-    def stack(self, elements: int, dtype: str = "float32") -> Array:
+    def stack(self, elements: int, dtype: str | None = None) -> Array:
         """Declare a small array on the stack."""
-        buffer = tirx.decl_buffer((elements,), dtype, name=self._name("s"), scope="local", layout=None)
+        buffer = tirx.decl_buffer((elements,), dtype or self.dtype, name=self._name("s"), scope="local", layout=None)
         self.add(tirx.AllocBuffer(buffer))
         return Array(self, buffer)
 
@@ -117,7 +126,7 @@ class Emitter:
 
     def name(self, value: Expr) -> Expr:
         """Compute a value into a register of its own, opaque to TVM's simplifier (which inlines `let` values)."""
-        register = self.registers(1, lanes_of(value), str(value.ty.dtype).partition("x")[0])
+        register = self.registers(1, lanes_of(value), dtype_of(value))
         register[0] = value
         return register[0]
 
@@ -211,9 +220,15 @@ def shared(value: Expr, use: Callable[[Expr], Expr]) -> Expr:
     return tirx.Let(name, value, use(name))
 
 
-def const(value: float, lanes: int = 1) -> Expr:
-    """A float32 constant, in every lane."""
-    return splat(tirx.FloatImm("float32", value), lanes)
+def const(value: float, lanes: int = 1, dtype: str = "float32") -> Expr:
+    """A floating-point constant, in every lane."""
+    return splat(tirx.FloatImm(dtype, value), lanes)
+
+
+def widened(value: Expr, dtype: str = "float32") -> Expr:
+    """A scalar or vector as another floating-point type."""
+    lanes = lanes_of(value)
+    return value if dtype_of(value) == dtype else value.astype(dtype if lanes == 1 else f"{dtype}x{lanes}")
 
 
 def splat(value: Expr, lanes: int) -> Expr:
@@ -230,6 +245,11 @@ def lanes_of(value: Expr) -> int:
     """Number of lanes of an expression."""
     _, _, lanes = str(value.ty.dtype).partition("x")
     return int(lanes) if lanes else 1
+
+
+def dtype_of(value: Expr) -> str:
+    """Element type of an expression."""
+    return str(value.ty.dtype).partition("x")[0]
 
 
 def _ramp(index: Index, lanes: int) -> Expr:

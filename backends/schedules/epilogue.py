@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from backends.schedules.emit import Expr, const, lanes_of, shared, splat
+from backends.schedules.emit import Expr, const, dtype_of, lanes_of, shared, splat, widened
 from compiler.errors import SecateurError
 
 
@@ -40,8 +40,14 @@ class Epilogue:
 
 
 def activate(name: str | None, x: Expr, alpha: float | None = None, beta: float | None = None) -> Expr:
-    """Activation `name` of x (None: x itself). Raises SecateurError E_ACTIVATION for an unknown name."""
-    return x if name is None else _rule(name)(x, alpha, beta)
+    """Activation `name` of x (None: x itself), in x's type; what takes a polynomial is computed in float32.
+
+    Raises SecateurError E_ACTIVATION for an unknown name.
+    """
+    if name is None:
+        return x
+    rule = _rule(name)
+    return rule(x, alpha, beta) if name in _PIECEWISE else widened(rule(widened(x), alpha, beta), dtype_of(x))
 
 
 def _rule(name: str) -> Activation:
@@ -65,14 +71,14 @@ def _once(rule: Callable[..., Expr]) -> Callable[..., Expr]:
 @_once
 def maximum(x: Expr, bound: float) -> Expr:
     """max(x, bound); NaN stays NaN."""
-    limit = const(bound, lanes_of(x))
+    limit = _like(x, bound)
     return tirx.Select(x < limit, limit, x)
 
 
 @_once
 def minimum(x: Expr, bound: float) -> Expr:
     """min(x, bound); NaN stays NaN."""
-    limit = const(bound, lanes_of(x))
+    limit = _like(x, bound)
     return tirx.Select(x > limit, limit, x)
 
 
@@ -264,6 +270,11 @@ def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     return value
 
 
+def _like(x: Expr, value: float) -> Expr:
+    """A constant of x's type, in as many lanes."""
+    return const(value, lanes_of(x), dtype_of(x))
+
+
 def _kind(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
@@ -293,6 +304,8 @@ def _with_sign_of(x: Expr, size: Expr) -> Expr:
 
 Activation = Callable[[Expr, float | None, float | None], Expr]
 ACTIVATIONS: dict[str, Activation] = {}
+#: Activations of a few multiplications and comparisons, which lose nothing in a narrow type.
+_PIECEWISE = {"relu", "clip", "leaky_relu", "hard_sigmoid", "hard_swish", "thresholded_relu"}
 
 
 def _activation(name: str) -> Callable[[Activation], Activation]:
@@ -320,8 +333,7 @@ def _clip(x: Expr, alpha: float | None, beta: float | None) -> Expr:
 
 @_activation("leaky_relu")
 def _leaky_relu(x: Expr, alpha: float | None, beta: float | None) -> Expr:
-    lanes = lanes_of(x)
-    return tirx.Select(x < const(0.0, lanes), x * const(_given(alpha, 0.01), lanes), x)
+    return tirx.Select(x < _like(x, 0.0), x * _like(x, _given(alpha, 0.01)), x)
 
 
 @_activation("elu")
@@ -347,8 +359,7 @@ def _celu(x: Expr, alpha: float | None, beta: float | None) -> Expr:
 
 @_activation("hard_sigmoid")
 def _hard_sigmoid(x: Expr, alpha: float | None, beta: float | None) -> Expr:
-    lanes = lanes_of(x)
-    return _clip(x * const(_given(alpha, 0.2), lanes) + const(_given(beta, 0.5), lanes), 0.0, 1.0)
+    return _clip(x * _like(x, _given(alpha, 0.2)) + _like(x, _given(beta, 0.5)), 0.0, 1.0)
 
 
 @_activation("hard_swish")
@@ -409,5 +420,4 @@ def _softsign(x: Expr, alpha: float | None, beta: float | None) -> Expr:
 
 @_activation("thresholded_relu")
 def _thresholded_relu(x: Expr, alpha: float | None, beta: float | None) -> Expr:
-    lanes = lanes_of(x)
-    return tirx.Select(x > const(_given(alpha, 1.0), lanes), x, const(0.0, lanes))
+    return tirx.Select(x > _like(x, _given(alpha, 1.0)), x, _like(x, 0.0))

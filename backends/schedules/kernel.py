@@ -27,7 +27,7 @@ class Kernel:
     func: PrimFunc with one typed handle per role in `params`, returning int32 (0).
     params: role of each pointer in order. Activations: x, residual, y (matmul: a, b); packed constants: the keys
         of what `pack` returns; `workspace`: scratch of `workspace_bytes`, absent if that is 0.
-    pack: raw weights (and bias) -> packed float32 arrays by role, at compile time.
+    pack: raw weights (and bias) -> packed float32 arrays by role, at compile time; `stored` rounds them.
     macs: multiply-accumulates of the layer itself.
 
     y must not overlap any other argument. Kernels are reentrant, and read and write only the given arrays.
@@ -39,6 +39,14 @@ class Kernel:
     workspace_bytes: int
     pack: Callable[..., dict[str, np.ndarray]]
     macs: int
+
+    def dtype(self, role: str) -> str:
+        """The element type of a parameter."""
+        return str(self.func.params[self.params.index(role)].ty.element_type.dtype)
+
+    def stored(self, role: str, array: np.ndarray) -> np.ndarray:
+        """Floats for a role, as `pack` returns them, rounded to the element type that the kernel reads."""
+        return array.astype(self.dtype(role)) if array.dtype.kind == "f" else array
 
 
 def symbol_for(family: str, spec: object, target: Target, parallel: bool) -> str:

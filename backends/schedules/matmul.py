@@ -71,7 +71,7 @@ def _rows(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
     constant = spec.weight_side == "b"
     per_row = epilogue.bias and spec.bias_axis == "m"
 
-    e = Emitter(symbol, parallel)
+    e = Emitter(symbol, parallel, target.dtype)
     a = e.param("a", a_count * spec.m * spec.k)
     b = e.param("b", b_count * (packed if constant else spec.k * spec.n))
     bias = array_or_none(e, epilogue.bias, "bias", spec.m if per_row else sweeps * columns)
@@ -155,7 +155,7 @@ def _rows(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
             result["bias"] = full
         return result
 
-    return Kernel(symbol, e.finish(), e.roles, 0 if constant else b_count * packed * 4, pack, spec.macs)
+    return Kernel(symbol, e.finish(), e.roles, 0 if constant else b_count * packed * target.itemsize, pack, spec.macs)
 
 
 def _pack_columns(
@@ -196,7 +196,7 @@ def _constant_left(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
     b_count = spec.batch if spec.b_batched else 1
     per_column = spec.epilogue.bias and spec.bias_axis == "n"
 
-    e = Emitter(symbol, parallel)
+    e = Emitter(symbol, parallel, target.dtype)
     a = e.param("a", a_count * product.packed_weights)
     b = e.param("b", b_count * spec.k * spec.n)
     bias = array_or_none(e, spec.epilogue.bias, "bias", spec.n if per_column else product.packed_bias)
@@ -238,4 +238,4 @@ def _constant_left(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
             result["bias"] = np.ascontiguousarray(full) if per_column else product.pack_bias(full)
         return result
 
-    return Kernel(symbol, e.finish(), e.roles, b_count * size * 4 if scratch else 0, pack, spec.macs)
+    return Kernel(symbol, e.finish(), e.roles, b_count * size * target.itemsize if scratch else 0, pack, spec.macs)

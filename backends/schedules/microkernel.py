@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from backends.schedules.emit import LINE, Array, Emitter, Expr, Index, Registers, const, shuffle, splat
+from backends.schedules.emit import LINE, Array, Emitter, Expr, Index, Registers, const, lanes_of, shuffle, splat
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.rows import cover, power_of_two_below
 from backends.target import Target
 
 #: Fused multiply-adds that must be in flight to hide their latency.
 _LATENCY = 4.0
+#: Steps of a reduction whose sums half precision holds well enough: their rounding errors grow with the root of them.
+_NARROW_STEPS = 64
 #: Activations whose code is too long to be repeated for every register.
 LONG = {"sigmoid", "silu", "tanh", "gelu", "gelu_tanh", "elu", "selu", "celu", "softplus", "mish", "softsign"}
 
@@ -159,7 +161,7 @@ class Operands:
     def initial(self, channel: int, pixel: int, across: bool, width: int) -> Expr:
         """What a sum starts with: the bias of a vector of pixels, or (across) of channels."""
         if self.bias is None:
-            return const(0.0, width)
+            return const(0.0, width, self.y.dtype)
         at = self.bias_at + (pixel if self.bias_per_pixel else channel)
         return self.bias.load(at, width) if across != self.bias_per_pixel else self.bias.splat(at, width)
 
@@ -190,7 +192,8 @@ def microkernel(
                 o.y.prefetch(o.y_at + c * o.y_channel + offset, write=True)
                 if o.residual is not None:
                     o.residual.prefetch(o.y_at + c * o.y_channel + offset)
-    with e.loop(depth) as k:
+
+    def step(k: Index) -> None:
         x_row, w_row = e.let(x_at + k * o.x_step), e.let(w_at + k * channels)
         if o.x_streams:
             for offset in range(0, tile.pixels, LINE):
@@ -207,6 +210,12 @@ def microkernel(
             for (offset, width), acc in zip(across, group, strict=True):
                 acc[0] = acc[0] + o.w.load(w_row + offset, width) * o.x.splat(x_row + pixel * o.x_pixel, width)
 
+    if e.dtype == "float32" or (isinstance(depth, int) and depth <= _NARROW_STEPS):
+        with e.loop(depth) as k:
+            step(k)
+    else:
+        _in_blocks(e, depth, step, [*sums, *(acc for group in single for acc in group)])
+
     def store(last: bool) -> None:
         how, place = (epilogue, o) if last else (Epilogue(), replace(o, residual=None))
         _store_vectors(e, tile, channels, place, how, sums)
@@ -214,6 +223,25 @@ def microkernel(
             _store_single(e, pixel, across, channels, place, how, group)
 
     e.choose(o.ends, lambda: store(True), lambda: store(False))
+
+
+def _in_blocks(e: Emitter, depth: Index, step: Callable[[Index], None], sums: list[Registers]) -> None:
+    """All steps, whose sums go to memory each time that so many were added that a narrow type loses digits."""
+    stored = [(acc, i, e.stack(lanes_of(acc[0]))) for acc in sums for i in range(acc.count)]
+    for acc, i, total in stored:
+        total.store(0, acc[i], lanes_of(acc[0]))
+    blocks = e.let(tirx.truncdiv(depth + (_NARROW_STEPS - 1), _NARROW_STEPS))
+    with e.loop(blocks) as block:
+        first = e.let(block * _NARROW_STEPS)
+        for acc, i, _ in stored:
+            acc[i] = const(0.0, lanes_of(acc[i]), e.dtype)
+        with e.loop(e.let(tirx.min(_NARROW_STEPS, depth - first))) as k:
+            step(e.let(first + k))
+        for acc, i, total in stored:
+            lanes = lanes_of(acc[i])
+            total.store(0, total.load(0, lanes) + acc[i], lanes)
+    for acc, i, total in stored:
+        acc[i] = total.load(0, lanes_of(acc[i]))
 
 
 def _resume(

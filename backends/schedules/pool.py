@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import tirx
 
-from backends.schedules.emit import STACK_BYTES, Array, Emitter, Expr, Index, const, shuffle
+from backends.schedules.emit import STACK_BYTES, Array, Emitter, Expr, Index, const, shuffle, widened
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.product import GRAINS, array_or_none
 from backends.schedules.rows import cover, load_part
@@ -42,12 +42,15 @@ def pool2d(spec: PoolSpec, target: Target, parallel: bool = False) -> Kernel:
     average = spec.kind == "average"
     empty = 0.0 if average else -np.inf
 
-    e = Emitter(symbol, parallel)
+    e = Emitter(symbol, parallel, target.dtype)
     x = e.param("x", planes * plane)
     scale = array_or_none(e, average, "scale", out_plane)
     y = e.param("y", planes * out_plane)
-    on_stack = windows.scratch * 4 <= STACK_BYTES
+    on_stack = windows.scratch * target.itemsize <= STACK_BYTES
     workspace = None if on_stack else e.param("workspace", slots * windows.scratch)
+
+    def start(lanes: int) -> Expr:
+        return const(empty, lanes, e.dtype)
 
     def combine(total: Expr, pixels: Expr, tap: Index, lanes: int) -> Expr:
         return total + pixels if average else largest(total, pixels)
@@ -66,12 +69,13 @@ def pool2d(spec: PoolSpec, target: Target, parallel: bool = False) -> Kernel:
             with e.loop(-(-spec.out_height // windows.block)) as b:
                 first = windows.first_row(e, b)
                 windows.stage(e, x, e.let(item * plane), first, scratch, at, empty)
-                windows.compute(e, scratch, at, first, lambda lanes: const(empty, lanes), combine, finish, y, y_at)
+                windows.compute(e, scratch, at, first, start, combine, finish, y, y_at)
 
     def pack() -> dict[str, np.ndarray]:
         return {"scale": _reciprocal_counts(spec)} if average else {}
 
-    return Kernel(symbol, e.finish(), e.roles, 0 if on_stack else slots * windows.scratch * 4, pack, spec.macs)
+    workspace_bytes = 0 if on_stack else slots * windows.scratch * target.itemsize
+    return Kernel(symbol, e.finish(), e.roles, workspace_bytes, pack, spec.macs)
 
 
 def largest(a: Expr, b: Expr) -> Expr:
@@ -96,7 +100,7 @@ def global_pool(kind: str, planes: int, elements: int, target: Target, parallel:
     if kind not in ("max", "average", "sum") or min(planes, elements) < 1:
         raise SecateurError("E_SPEC", f"no global pooling '{kind}' of {planes} x {elements}")
     symbol = symbol_for("globalpool", (kind, planes, elements), target, parallel)
-    e = Emitter(symbol, parallel)
+    e = Emitter(symbol, parallel, target.dtype)
     x, y = e.param("x", planes * elements), e.param("y", planes)
     combine = largest if kind == "max" else _add
     slots = min(planes, 4 * GRAINS)
@@ -108,7 +112,7 @@ def global_pool(kind: str, planes: int, elements: int, target: Target, parallel:
     ):
         item = e.let(slot * share + j)
         total = _reduce(e, x, e.let(item * elements), elements, kind, combine, target.lanes())
-        y.store(item, total * const(1.0 / elements) if kind == "average" else total)
+        y.store(item, widened(total * const(1.0 / elements) if kind == "average" else total, e.dtype))
     return Kernel(symbol, e.finish(), e.roles, 0, dict, planes * elements)
 
 
@@ -117,21 +121,25 @@ def _add(a: Expr, b: Expr) -> Expr:
 
 
 def _reduce(e: Emitter, x: Array, at: Index, elements: int, kind: str, combine: object, lanes: int) -> Expr:
-    """Combine a run: four vectors at a time, then single vectors, then halves, then what is left."""
+    """Combine a run: four vectors at a time, then single vectors, then halves, then what is left; in float32."""
     neutral = -np.inf if kind == "max" else 0.0
     assert callable(combine)
     parts = 4 if elements >= 8 * lanes else 1
-    sums = e.registers(parts, lanes)
+
+    def load(index: Index, width: int) -> Expr:
+        return widened(x.load(index, width))
+
+    sums = e.registers(parts, lanes, "float32")
     for part in range(parts):
         sums[part] = const(neutral, lanes)
     whole = elements // (lanes * parts)
     if whole:
         with e.loop(whole) as i:
             for part in range(parts):
-                sums[part] = combine(sums[part], x.load(at + i * (lanes * parts) + part * lanes, lanes))
+                sums[part] = combine(sums[part], load(at + i * (lanes * parts) + part * lanes, lanes))
     done = whole * lanes * parts
     while elements - done >= lanes:
-        sums[0] = combine(sums[0], x.load(at + done, lanes))
+        sums[0] = combine(sums[0], load(at + done, lanes))
         done += lanes
     for part in range(1, parts):
         sums[0] = combine(sums[0], sums[part])
@@ -141,5 +149,5 @@ def _reduce(e: Emitter, x: Array, at: Index, elements: int, kind: str, combine: 
         value = e.name(combine(shuffle([value], range(half)), shuffle([value], range(half, width))))
         width = half
     for offset, width in cover(elements - done, 1):
-        value = e.name(combine(value, x.load(at + done + offset, width)))
+        value = e.name(combine(value, load(at + done + offset, width)))
     return value

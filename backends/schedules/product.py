@@ -59,7 +59,7 @@ class Product:
     @property
     def weights_stream(self) -> bool:
         """True if weights come from beyond the second-level cache, and so are asked for one tile of channels ahead."""
-        return self.matrices * self.packed_weights * 4 > self.target.l2_bytes // 4
+        return self.matrices * self.packed_weights * self.target.itemsize > self.target.l2_bytes // 4
 
     def pack_weights(self, weights: np.ndarray) -> np.ndarray:
         """[outputs, depth] -> [tile of channels][depth][channel], flat, padded with zeros."""
@@ -77,8 +77,8 @@ class Product:
     def tiles_per_block(self, depth: int) -> int:
         """Main tiles of pixels that meet all weights, `depth` steps deep, before the next ones are read."""
         tiling = self.plan
-        per_tile = depth * tiling.main.pixels * 4
-        if self.packed_bias * depth * 4 <= self.target.l1_bytes // 2 or self.sweeps == 1:
+        per_tile = depth * tiling.main.pixels * self.target.itemsize
+        if self.packed_bias * depth * self.target.itemsize <= self.target.l1_bytes // 2 or self.sweeps == 1:
             return 1
         near = self.target.l1_bytes * 5 // 8
         budget = near if per_tile <= near else self.target.l2_bytes // 2
@@ -174,6 +174,6 @@ def waves(items: int, nbytes: int, target: Target) -> int:
     return -(-items // -(-items // most))
 
 
-def array_or_none(e: Emitter, wanted: bool, role: str, elements: int, dtype: str = "float32") -> Array | None:
+def array_or_none(e: Emitter, wanted: bool, role: str, elements: int, dtype: str | None = None) -> Array | None:
     """A parameter that exists only if `wanted`."""
     return e.param(role, elements, dtype) if wanted else None

@@ -54,7 +54,7 @@ def each_piece(e: Emitter, length: int, lanes: int, body: Callable[[Index, int],
 
 def fill(e: Emitter, to: Array, at: Index, length: int, lanes: int, value: float) -> None:
     """to[at : at + length] = value."""
-    each_piece(e, length, lanes, lambda offset, width: to.store(at + offset, const(value, width), width))
+    each_piece(e, length, lanes, lambda offset, width: to.store(at + offset, const(value, width, to.dtype), width))
 
 
 def load_strided(source: Array, at: Index, stride: int, width: int) -> Expr:
@@ -132,7 +132,7 @@ def load_part(source: Array, at: Index, width: int, length: int) -> Expr:
         for lane in range(part):
             lanes[offset + lane] = base + lane
         base += part
-    return shuffle([*vectors, const(0.0, width)], [lanes.get(lane, base) for lane in range(width)])
+    return shuffle([*vectors, const(0.0, width, source.dtype)], [lanes.get(lane, base) for lane in range(width)])
 
 
 def transpose_square(

@@ -103,7 +103,7 @@ class _Builder:
         self.outputs, self.inputs = conv.out_channels // conv.groups, conv.in_channels // conv.groups
         self.depth = self.inputs * conv.kernel[0] * conv.kernel[1]
         self.pixels = conv.out_height * conv.out_width
-        self.streams = conv.out_channels * self.pixels * 4 > target.l2_bytes // 4
+        self.streams = conv.out_channels * self.pixels * target.itemsize > target.l2_bytes // 4
         self.weights = sparse_weights(
             conv.groups,
             self.outputs,
@@ -121,10 +121,12 @@ class _Builder:
         conv = self.conv
         items = conv.batch * conv.groups * self.tiles.bands
         staged = self.tiles.scratch > 0
-        together = waves(items, self.tiles.scratch * 4, self.target) if self.parallel and staged else 1
+        together = (
+            waves(items, self.tiles.scratch * self.target.itemsize, self.target) if self.parallel and staged else 1
+        )
         workspace = together * self.tiles.scratch
         symbol = symbol_for("sparse_conv", self.spec, self.target, self.parallel)
-        e = Emitter(symbol, self.parallel)
+        e = Emitter(symbol, self.parallel, self.target.dtype)
         self.x = e.param("x", conv.batch * conv.in_channels * conv.height * conv.width)
         self.arrays = self.weights.declare(e, conv.epilogue.bias)
         size = conv.batch * conv.out_channels * self.pixels
@@ -135,7 +137,7 @@ class _Builder:
             self._by_waves(e, items, together)
         else:
             self._one_by_one(e, items)
-        return Kernel(symbol, e.finish(), e.roles, workspace * 4, self.pack, conv.macs)
+        return Kernel(symbol, e.finish(), e.roles, workspace * self.target.itemsize, self.pack, conv.macs)
 
     def _one_by_one(self, e: Emitter, items: int) -> None:
         """Each band is staged, if at all, and computed in turn."""

@@ -55,7 +55,7 @@ class SparseDepthwiseSpec:
         return -(-self.windows(target).lines(groups) * self.second.width // lanes) * lanes + lanes
 
     def _bytes(self, groups: int, target: Target) -> int:
-        return 4 * self.first.block * self._pitch(groups, target)
+        return target.itemsize * self.first.block * self._pitch(groups, target)
 
     def _room(self, target: Target) -> int:
         """Bytes of the buffer that stay near while a block of channels is written, one after the other read."""
@@ -66,7 +66,7 @@ class SparseDepthwiseSpec:
         windows, conv = self.windows(target), self.first.conv
         for bands in range(1, windows.groups + 1):
             groups = -(-windows.groups // bands)
-            pixels = 4 * conv.in_channels * windows.lines(groups) * conv.width
+            pixels = target.itemsize * conv.in_channels * windows.lines(groups) * conv.width
             if self._bytes(groups, target) <= self._room(target) and pixels <= target.l2_bytes // 2:
                 return groups
         return 1
@@ -113,7 +113,7 @@ class _Builder:
     def build(self) -> Kernel:
         conv, second = self.conv, self.second
         symbol = symbol_for("sparse_depthwise", self.spec, self.target, self.parallel)
-        e = Emitter(symbol, self.parallel)
+        e = Emitter(symbol, self.parallel, self.target.dtype)
         self.x = e.param("x", conv.batch * conv.in_channels * conv.height * conv.width)
         self.arrays = self.weights.declare(e, conv.epilogue.bias)
         self.w = e.param("taps", second.out_channels * second.kernel[0] * second.kernel[1])

@@ -157,7 +157,7 @@ class _Rows:
     def build(self) -> Kernel:
         product = self.product
         symbol = symbol_for("sparse_matmul", self.spec, self.target, self.parallel)
-        e = Emitter(symbol, self.parallel)
+        e = Emitter(symbol, self.parallel, self.target.dtype)
         self.a = e.param("a", self.height * product.k)
         self.arrays = self.weights.declare(e, product.epilogue.bias)
         self.residual = array_or_none(e, product.epilogue.residual, "residual", self.height * product.n)
@@ -176,7 +176,7 @@ class _Rows:
                 with e.loop(left) as b:
                     self._block(e, e.let(split * each + b), inner)
             self._turn_back(e, first, inner)
-        return Kernel(symbol, e.finish(), e.roles, (inner + outer) * 4, self._pack, product.macs)
+        return Kernel(symbol, e.finish(), e.roles, (inner + outer) * self.target.itemsize, self._pack, product.macs)
 
     def _turn(self, e: Emitter, first: Index) -> None:
         """scratch[k][row] = a[first + row][k]."""

@@ -110,7 +110,7 @@ class SparseArrays:
                     if self.bias is not None and step == 0:
                         acc[r] = self.bias.splat(block * size + r, v.width)
                     else:
-                        acc[r] = const(0.0, v.width)
+                        acc[r] = const(0.0, v.width, source.dtype)
         begin = e.let(self.starts.load(block))
         if self.weights.ahead:
             self._multiply_ahead(e, block, begin, source, at, vectors, sums[0])
@@ -251,7 +251,11 @@ class PatternArrays:
         sums = [e.registers(size, v.width) for v in vectors]
         for r in range(size):
             for v, acc in zip(vectors, sums, strict=True):
-                acc[r] = const(0.0, v.width) if self.bias is None else self.bias.splat(block * size + r, v.width)
+                acc[r] = (
+                    const(0.0, v.width, source.dtype)
+                    if self.bias is None
+                    else self.bias.splat(block * size + r, v.width)
+                )
         value = e.let(self.firsts.load(block))
         begin = e.let(self.starts.load(block * patterns))
         for pattern in range(1, patterns + 1):
@@ -350,7 +354,7 @@ class NMArrays:
         w = self.weights
         sums = [e.registers(1, v.width) for v in vectors]
         for v, acc in zip(vectors, sums, strict=True):
-            acc[0] = const(0.0, v.width) if self.bias is None else self.bias.splat(block, v.width)
+            acc[0] = const(0.0, v.width, source.dtype) if self.bias is None else self.bias.splat(block, v.width)
         first = e.let(block * (w.groups * w.n))
         with e.loop(w.inputs // w.m) as group, e.loop(w.taps) as tap:
             base = at + group * (w.m * w.step * w.unit)

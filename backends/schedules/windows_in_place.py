@@ -66,7 +66,7 @@ class _Pixels:
         places += [places[-1]] * (lanes - len(places))
         if places[: len(columns)] == list(range(len(columns))):
             return vectors[0]
-        return self.e.name(shuffle([*vectors, const(0.0, lanes)] if None in columns else vectors, places))
+        return self.e.name(shuffle([*vectors, const(0.0, lanes, self.e.dtype)] if None in columns else vectors, places))
 
     def _within(self, line: _Line, base: int) -> int:
         """The nearest place to `base` that a vector may be loaded from."""

@@ -51,6 +51,9 @@ def compile_command(
     target: Annotated[
         str, typer.Option(help="What to build for: native, arm64-linux, arm64-android, arm64-apple, wasm, …")
     ] = "native",
+    precision: Annotated[
+        str, typer.Option(help="single, or half: float16 arithmetic and weights, for the arm64 targets.")
+    ] = "single",
     passes: Annotated[str | None, typer.Option(help='Passes, such as "simplify,prune(ratio=0.5)".')] = None,
     recipe: Recipe = None,
     shape: Shapes = None,
@@ -96,6 +99,7 @@ def compile_command(
         outcome = compile_outcome(
             model,
             target=target,
+            precision=precision,
             passes=_chosen(passes, recipe),
             output=output,
             shapes=bind(shape),
@@ -115,7 +119,7 @@ def compile_command(
     show_prunes(screen, context)
     show_sparsities(screen, context)
     rows = [
-        ["target", target],
+        ["target", target if precision == "single" else f"{target}, {precision} precision"],
         ["multiply-accumulates", count(cost.macs)],
         ["parameters", count(cost.params)],
         ["artifact", size(artifact.nbytes)],

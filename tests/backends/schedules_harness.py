@@ -31,6 +31,8 @@ static int launch(Task task, void *data, int tasks) {
 }
 int (*__TVMBackendParallelLaunch)(Task, void *, int) = launch;
 """
+TOLERANCE = {"float32": 1e-5, "float16": 4e-3}
+"""Norm of the error over the norm of the result, by what a target computes in."""
 _PAGE = mmap.PAGESIZE
 _LIBC = ctypes.CDLL(None)
 
@@ -88,13 +90,14 @@ class Library:
     def call(
         self, kernel: Kernel, arrays: Mapping[str, np.ndarray], shape: Sequence[int], at_end: bool = True
     ) -> np.ndarray:
-        """Run once on guarded copies; y has `shape`."""
-        held = {role: guarded(np.shape(array), at_end, np.asarray(array).dtype) for role, array in arrays.items()}
-        for role, array in arrays.items():
+        """Run once on guarded copies, rounded to the kernel's types; y has `shape`."""
+        stored = {role: kernel.stored(role, np.asarray(array)) for role, array in arrays.items()}
+        held = {role: guarded(np.shape(array), at_end, array.dtype) for role, array in stored.items()}
+        for role, array in stored.items():
             held[role][...] = array
-        held["y"] = guarded(shape, at_end)
+        held["y"] = guarded(shape, at_end, np.dtype(kernel.dtype("y")))
         if kernel.workspace_bytes:
-            held["workspace"] = guarded((kernel.workspace_bytes // 4,), at_end)
+            held["workspace"] = guarded((kernel.workspace_bytes,), at_end, np.uint8)
         assert set(held) == set(kernel.params), (sorted(held), kernel.params)
         code = getattr(self._library, kernel.symbol)(*[_pointer(held[role]) for role in kernel.params])
         assert code == 0

@@ -18,7 +18,7 @@ from backends.schedules.windows_in_place import WindowsInPlace
 from backends.target import Target
 from compiler.frontends.onnx import load_onnx
 from tests.backends.inprocess import run_models
-from tests.backends.schedules_harness import Library
+from tests.backends.schedules_harness import TOLERANCE, Library
 from tests.backends.test_sparse import EPILOGUES, reference
 
 NATIVE = Target.native()
@@ -27,6 +27,7 @@ TARGETS = {
     "native": NATIVE,
     "narrow": dataclasses.replace(NATIVE, vector_bytes=16, vector_registers=16, l1_bytes=4096, l2_bytes=32768),
     "small": dataclasses.replace(NATIVE, l1_bytes=8192, l2_bytes=16384),
+    "half": dataclasses.replace(NATIVE, vector_bytes=16, vector_registers=32, l2_bytes=65536, dtype="float16"),
 }
 
 
@@ -80,7 +81,7 @@ def test_pairs_of_all_shapes(name):
         packed = kernel.pack(w, biases[0], taps, biases[1])
         actual = library.call(kernel, {"x": x, **arrays, **packed}, shape, bool(index % 3))
         error = np.linalg.norm(actual.astype(np.float64) - expected)
-        assert error <= 1e-5 * np.linalg.norm(expected) + 1e-30, spec
+        assert error <= TOLERANCE[on.dtype] * np.linalg.norm(expected) + 1e-30, spec
 
 
 def test_the_small_machines_cut_images_into_bands():

@@ -38,7 +38,7 @@ from backends.schedules import (
 from backends.schedules.epilogue import exp_quick
 from backends.target import Target, target, target_names
 from compiler.errors import SecateurError
-from tests.backends.schedules_harness import Library
+from tests.backends.schedules_harness import TOLERANCE, Library
 
 NATIVE = Target.native()
 # The schedules read only these numbers, so narrow machines are tested on wide ones.
@@ -46,6 +46,7 @@ TARGETS = [
     NATIVE,
     *(dataclasses.replace(NATIVE, vector_bytes=b, vector_registers=r) for b, r in [(32, 16), (16, 16), (16, 32)]),
 ]
+EVERY = [*TARGETS, dataclasses.replace(NATIVE, vector_bytes=16, vector_registers=32, dtype="float16")]
 
 
 def examples(count: int):
@@ -98,7 +99,7 @@ def check(
     library.set_tasks(tasks)
     actual = library.call(kernel, arrays, expected.shape, at_end)
     scale = np.linalg.norm(expected.astype(np.float64))
-    assert np.linalg.norm(actual.astype(np.float64) - expected) <= 1e-5 * scale + 1e-30
+    assert np.linalg.norm(actual.astype(np.float64) - expected) <= TOLERANCE[on.dtype] * scale + 1e-30
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -139,7 +140,7 @@ def conv_case(spec: ConvSpec) -> tuple[dict[str, np.ndarray], np.ndarray, np.nda
 
 
 @examples(40)
-@given(conv_specs(), st.sampled_from(TARGETS), st.booleans(), st.booleans())
+@given(conv_specs(), st.sampled_from(EVERY), st.booleans(), st.booleans())
 def test_any_convolution_agrees_with_torch(spec: ConvSpec, on: Target, parallel: bool, at_end: bool) -> None:
     arrays, expected, w, bias = conv_case(spec)
     kernel = conv2d(spec, on, parallel)
@@ -202,7 +203,7 @@ def transpose_specs(draw) -> ConvTransposeSpec:
 
 
 @examples(18)
-@given(transpose_specs(), st.sampled_from(TARGETS), st.booleans())
+@given(transpose_specs(), st.sampled_from(EVERY), st.booleans())
 def test_any_transposed_convolution_agrees_with_torch(spec: ConvTransposeSpec, on: Target, parallel: bool) -> None:
     x = normal(0, spec.batch, spec.in_channels, spec.height, spec.width)
     w = normal(1, spec.in_channels, spec.out_channels // spec.groups, *spec.kernel)
@@ -245,7 +246,7 @@ def matmul_specs(draw) -> MatMulSpec:
 
 
 @examples(32)
-@given(matmul_specs(), st.sampled_from(TARGETS), st.booleans(), st.booleans())
+@given(matmul_specs(), st.sampled_from(EVERY), st.booleans(), st.booleans())
 def test_any_product_agrees_with_numpy(spec: MatMulSpec, on: Target, parallel: bool, at_end: bool) -> None:
     a = normal(0, spec.batch if spec.a_batched else 1, spec.m, spec.k)
     b = normal(1, spec.batch if spec.b_batched else 1, spec.k, spec.n)
@@ -290,7 +291,7 @@ def pool_specs(draw) -> PoolSpec:
 
 
 @examples(25)
-@given(pool_specs(), st.sampled_from(TARGETS), st.booleans())
+@given(pool_specs(), st.sampled_from(EVERY), st.booleans())
 def test_any_pooling_agrees_with_torch(spec: PoolSpec, on: Target, parallel: bool) -> None:
     x = normal(0, spec.batch, spec.channels, spec.height, spec.width)
     if spec.kind == "max":

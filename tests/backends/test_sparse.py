@@ -20,13 +20,14 @@ from backends.target import Target
 from compiler.errors import SecateurError
 from compiler.frontends.onnx import load_onnx
 from tests.backends.inprocess import run_models
-from tests.backends.schedules_harness import Library
+from tests.backends.schedules_harness import TOLERANCE, Library
 
 NATIVE = Target.native()
 TARGETS = {
     "native": NATIVE,
     "avx2": dataclasses.replace(NATIVE, vector_bytes=32, vector_registers=16),
     "neon": dataclasses.replace(NATIVE, vector_bytes=16, vector_registers=32),
+    "half": dataclasses.replace(NATIVE, vector_bytes=16, vector_registers=32, dtype="float16"),
 }
 EPILOGUES = [
     Epilogue(),
@@ -95,7 +96,7 @@ def test_nm_convolutions_of_all_shapes(name):
         library.set_tasks(1 + index % 4)
         actual = library.call(kernel, {**arrays, **kernel.pack(w, bias)}, shape, bool(index % 3))
         error = np.linalg.norm(actual.astype(np.float64) - expected)
-        assert error <= 1e-5 * np.linalg.norm(expected) + 1e-30, spec
+        assert error <= TOLERANCE[on.dtype] * np.linalg.norm(expected) + 1e-30, spec
 
 
 def test_nm_weights_are_found_and_stored_with_a_byte_for_their_place():
@@ -157,7 +158,7 @@ def test_sparse_convolutions_of_all_shapes(name):
         library.set_tasks(1 + index % 4)
         actual = library.call(kernel, {**arrays, **kernel.pack(w, bias)}, shape, bool(index % 3))
         error = np.linalg.norm(actual.astype(np.float64) - expected)
-        assert error <= 1e-5 * np.linalg.norm(expected) + 1e-30, spec
+        assert error <= TOLERANCE[on.dtype] * np.linalg.norm(expected) + 1e-30, spec
 
 
 def products(seed: int, count: int) -> Iterator[SparseMatMulSpec]:
@@ -211,7 +212,7 @@ def test_sparse_products_of_all_shapes(name):
         stored = constant.T if p.transpose_a or p.transpose_b else constant
         actual = library.call(kernel, {**arrays, **kernel.pack(stored, bias)}, expected.shape, bool(index % 3))
         error = np.linalg.norm(actual.astype(np.float64) - expected)
-        assert error <= 1e-5 * np.linalg.norm(expected) + 1e-30, spec
+        assert error <= TOLERANCE[on.dtype] * np.linalg.norm(expected) + 1e-30, spec
 
 
 def test_products_without_a_sparse_schedule_are_refused():

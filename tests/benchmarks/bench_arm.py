@@ -73,11 +73,12 @@ def weights_of(spec: ConvSpec, block: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def product_loop(spec: ConvSpec, block: int) -> tuple[str, Loop]:
+def product_loop(spec: ConvSpec, block: int, dtype: str = "float32") -> tuple[str, Loop]:
     """What the selection chose, and the loop in which its multiply-adds are densest."""
-    chosen = choose_conv(spec, weights_of(spec, block), ARM).chosen
-    kernel = chosen.make(ARM, True)
-    found = innermost_loops(object_code(tvm.IRModule({kernel.symbol: kernel.func}), ARM))
+    machine = ARM.computing(dtype)
+    chosen = choose_conv(spec, weights_of(spec, block), machine).chosen
+    kernel = chosen.make(machine, True)
+    found = innermost_loops(object_code(tvm.IRModule({kernel.symbol: kernel.func}), machine))
     loops = [loop for loop in found if loop.fmla >= _FEW]
     return chosen.label, max(loops, key=lambda loop: (loop.fmla / len(loop.instructions), loop.fmla))
 

@@ -30,7 +30,7 @@ class Loop:
     @property
     def fmla(self) -> int:
         """Whole-vector multiply-adds of one iteration."""
-        return sum(bool(re.match(r"fml[as]\s+v\d+\.4s", i)) for i in self.instructions)
+        return sum(bool(re.match(r"fml[as]\s+v\d+\.(4s|8h)", i)) for i in self.instructions)
 
     @property
     def spills(self) -> int:

@@ -75,8 +75,19 @@ static const char *missing_instructions(void) {
 #include <sys/auxv.h>
 
 static const char *missing_instructions(void) {
-  const unsigned long floating = 1 << 0, vectors = 1 << 1; /* HWCAP_FP, HWCAP_ASIMD */
-  return (getauxval(16 /* AT_HWCAP */) & (floating | vectors)) == (floating | vectors) ? 0 : "NEON";
+  const unsigned long plain = 1 << 0 | 1 << 1, half = 1 << 9 | 1 << 10; /* HWCAP_FP, _ASIMD; HWCAP_FPHP, _ASIMDHP */
+  const unsigned long found = getauxval(16 /* AT_HWCAP */);
+  if ((found & plain) != plain) return "NEON";
+  return HALF_PRECISION && (found & half) != half ? "half-precision arithmetic (Armv8.2 FEAT_FP16)" : 0;
+}
+#elif defined(__APPLE__) && HALF_PRECISION
+#include <sys/sysctl.h>
+
+static const char *missing_instructions(void) {
+  int found = 0;
+  size_t bytes = sizeof found; /* the older of the two names of it, which systems still know */
+  if (sysctlbyname("hw.optional.neon_fp16", &found, &bytes, 0, 0) == 0 && found) return 0;
+  return "half-precision arithmetic (Armv8.2 FEAT_FP16)";
 }
 #else
 static const char *missing_instructions(void) { return 0; } /* NEON is part of every Apple processor of this kind */
