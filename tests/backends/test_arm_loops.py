@@ -47,3 +47,24 @@ def test_code_for_all_has_no_instruction_that_the_first_processors_lack() -> Non
         assert any("fmla" in text for body in bodies for _, text in body)
         assert not [text for body in bodies for _, text in body if "unknown" in text]
         assert machine.cpu == "cortex-a55"
+
+
+@pytest.mark.parametrize(
+    ("spec", "block", "schedule"),
+    [
+        (pointwise(256, 14), 0, "pointwise_conv2d"),
+        (window(64, 28), 0, "panels_conv2d"),
+        (pointwise(256, 28), 2, "sparse_conv2d 2x1"),
+        (pointwise(256, 28), 4, "sparse_conv2d 4x1"),
+    ],
+    ids=["dense", "panels", "2x1", "4x1"],
+)
+def test_half_precision_multiplies_eight_numbers_at_once_and_as_near_the_peak(
+    spec: object, block: int, schedule: str
+) -> None:
+    label, loop = product_loop(spec, block, "float16")
+    assert label.startswith(schedule)
+    assert not any(".4s" in text for text in loop.instructions)
+    assert loop.spills == 0, "\n".join(loop.instructions)
+    for cpu, peak in PEAK.items():
+        assert loop.fmla / cycles(loop, cpu) / peak >= 0.85, f"{cpu}\n" + "\n".join(loop.instructions)

@@ -81,7 +81,7 @@ static const char *missing_instructions(void) {
   return HALF_PRECISION && (found & half) != half ? "half-precision arithmetic (Armv8.2 FEAT_FP16)" : 0;
 }
 #elif defined(__APPLE__) && HALF_PRECISION
-#include <sys/sysctl.h>
+int sysctlbyname(const char *, void *, size_t *, void *, size_t); /* sys/sysctl.h; not of POSIX, so not shown here */
 
 static const char *missing_instructions(void) {
   int found = 0;
