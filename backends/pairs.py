@@ -36,8 +36,8 @@ _VECTORS = (4, 6, 8, 10, 12, 14)
 _STORE = 2.0
 #: Cycles of depthwise windows over their multiply-adds, of stride 1 along a row and of stride 2.
 _WINDOWS, _WINDOWS_STRIDED = 1.3, 2.5
-#: Cycles to write and read a cache line between two kernels: within the second-level cache, and beyond.
-_LINE_NEAR, _LINE_FAR = 3.5, 7.0
+#: Second-level caches that an image may take before its lines are distant.
+_DISTANT = 8
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,8 @@ def pair_candidates(first: ConvSpec, weights: np.ndarray, second: ConvSpec, targ
             pair = SparseDepthwiseSpec(sparse, second)
             if pair.supported(target) and pair.first.registers(target) <= target.vector_registers:
                 make = functools.partial(_make, pair)
-                cycles = pair_cycles(pair, stored, target)
-                yield Candidate(
-                    "sparse_depthwise", stored.name, pair.label, cycles * stored.penalty, make, stored.nbytes(target)
-                )
+                cycles = pair_cycles(pair, stored, target) * stored.penalty * sparse_costs(target).pair
+                yield Candidate("sparse_depthwise", stored.name, pair.label, cycles, make, stored.nbytes(target))
 
 
 @functools.lru_cache(32)
@@ -105,6 +103,8 @@ def _windows_cycles(spec: ConvSpec, target: Target) -> float:
 
 def _traffic_cycles(first: ConvSpec, target: Target) -> float:
     """Cycles to write and read again what `first` makes."""
+    costs = sparse_costs(target)
     size = target.itemsize * first.batch * first.out_channels * first.height * first.width
     far = min(1.0, max(0.0, size / target.l2_bytes - 0.5))
-    return size / 64 * (_LINE_NEAR + far * (_LINE_FAR - _LINE_NEAR))
+    beyond = costs.line_distant if size > _DISTANT * target.l2_bytes else costs.line_far
+    return size / 64 * (costs.line_near + far * (beyond - costs.line_near))

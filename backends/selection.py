@@ -16,6 +16,7 @@ from backends.costs import SparseCosts, dense_costs, sparse_costs
 from backends.formats import RowGroups, find_nm
 from backends.schedules.conv import conv2d
 from backends.schedules.dense_cost import dense_methods, direct_schedule
+from backends.schedules.emit import LINE
 from backends.schedules.kernel import Kernel
 from backends.schedules.matmul import matmul
 from backends.schedules.sparse_conv import SparseConvSpec, sparse_conv2d
@@ -275,11 +276,11 @@ def sparse_conv_cycles(spec: SparseConvSpec, stored: Stored, target: Target) -> 
     conv, tiles, lanes, size = spec.conv, spec.tiles(target), target.lanes(), spec.block
     vectors = sum(_cost(v, lanes) for v in tiles.vectors)
     count = conv.batch * tiles.bands * tiles.tiles_per_band
-    work = work_cycles(
-        stored, vectors, spec.unroll, load_cycles(tiles.footprint * target.itemsize, tiles.aligned, target), costs
-    )
+    footprint = target.itemsize * (tiles.footprint + costs.scattered * LINE * tiles.scattered)
+    work = work_cycles(stored, vectors, spec.unroll, load_cycles(footprint, tiles.aligned, target), costs)
     blocks = conv.groups * -(-(conv.out_channels // conv.groups) // size)
-    store = size * (sum(len(v.pieces) for v in tiles.vectors) * costs.store + costs.row) + costs.block
+    row = costs.row if tiles.whole_lines else costs.row + costs.torn
+    store = size * (sum(len(v.pieces) for v in tiles.vectors) * costs.store + row) + costs.block
     staged = costs.copy * conv.batch * conv.groups * tiles.bands * tiles.scratch / lanes
     return count * (work + blocks * store) + staged
 
@@ -299,7 +300,7 @@ def sparse_matmul_cycles(spec: SparseMatMulSpec, stored: Stored, target: Target)
     return count * (work + blocks * (size * (vectors * costs.store + costs.row) + costs.block) + turned)
 
 
-def load_cycles(footprint: int, aligned: bool, target: Target) -> float:
+def load_cycles(footprint: float, aligned: bool, target: Target) -> float:
     """Cycles of loading a vector of a tile that reads `footprint` bytes."""
     costs = sparse_costs(target)
     far = min(1.0, max(0.0, (footprint / target.l1_bytes - 0.4) / (costs.all_far - 0.4)))

@@ -118,6 +118,16 @@ class FlatTiles:
         return self.channels * (len(self.vectors) + (not self.aligned)) * self.target.lanes()
 
     @property
+    def whole_lines(self) -> bool:
+        """True if the rows of a tile, in the image, are whole cache lines."""
+        return (self.plane or self.pixels) % LINE == 0 and self.length % LINE == 0
+
+    @property
+    def scattered(self) -> int:
+        """Rows of a tile that lie apart from each other where the kernel reads them."""
+        return 0 if self.packed else self.channels
+
+    @property
     def unit(self) -> int:
         """What a position is counted in."""
         return self.pitch
@@ -285,6 +295,8 @@ class WindowTiles:
 
     unit = 1
     aligned = False
+    whole_lines = True
+    scattered = 0
 
     @property
     def step(self) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
+from backends.costs import dense_costs
 from backends.schedules import rows as row_copies
 from backends.schedules.emit import STACK_BYTES, Array, Emitter, Expr, Index
 from backends.schedules.epilogue import Epilogue
@@ -31,8 +32,8 @@ from backends.target import Target
 __all__ = ["Tiling", "tile_sizes", "winograd"]
 
 #: Cycles of the products over what their register tiles are estimated to take, of a byte that leaves the second-level
-#: cache and comes back, of a vector of one point on its way in or out, and of staging a row of one channel.
-_PRODUCT, _FAR, _TRANSFORMED, _STAGED = 0.85, 0.16, 4.9, 55.0
+#: cache and comes back, and of staging a row of one channel.
+_PRODUCT, _FAR, _STAGED = 0.85, 0.16, 55.0
 #: Cycles per byte of weights at least: what comes from memory and is used once.
 _WEIGHTS = 0.2
 #: Points of a block may take so many second-level caches, or so many times what goes in and comes out.
@@ -206,8 +207,9 @@ class Tiling:
         far = max(0, self.points_bytes - self.target.l2_bytes)
         vectors = -(-self.rows // self.together) * sum(max(0.5, p.width / lanes) for p in self.pieces)
         transformed = vectors * self.points * (self.phases + spec.out_channels)
-        staged = self.rows * self.m * self.phases
-        block = _PRODUCT * product + _FAR * far + _TRANSFORMED * transformed + _STAGED * staged
+        staged, costs = self.rows * self.m * self.phases, dense_costs(self.target)
+        each = costs.transformed + costs.spilled * max(0, 2 * self.size + 2 - self.target.vector_registers)
+        block = _PRODUCT * product + _FAR * far + each * transformed + _STAGED * staged
         return max(spec.batch * self.blocks * block, _WEIGHTS * 4 * self.points * self.phases * spec.out_channels)
 
 
