@@ -21,7 +21,10 @@ class SparseCosts:
     times; half of it is free. entry, channel: per entry, and per channel of an entry's block. least_single, least: what
     the vectors of an entry take at least, in blocks of one row and of more. store: per stored piece of a vector.
     block, row: per block and per channel of it. list: starting and ending the loop over a pattern's columns. copy,
-    turn: copying a vector into staged memory, turning an element round.
+    turn: copying a vector into staged memory, turning an element round. scattered: cache lines that a row of a tile
+    takes beyond its own where rows lie apart. torn: added per channel of a block whose rows of y are no whole lines.
+    line_near, line_far, line_distant: writing and reading a line between two kernels, within the second-level cache,
+    beyond it, and beyond eight times its size. pair: a kernel of two layers, over what its steps are estimated to take.
     """
 
     near: float = 0.95
@@ -96,8 +99,9 @@ NEON = SparseCosts(
     copy=3.0,
     turn=0.3,
 )
-#: Fitted to V8 11.3 on x86-64 (AMD Zen 4): the kernels of probes.py, and every tile for each layer of MobileNetV1 and
-#: ResNet-18 with 90 % zeros. Stores are dear: V8 neither prefetches nor knows streaming stores.
+#: For V8 11.3 on x86-64 (AMD Zen 4): fitted to the kernels of probes.py and to every tile for each layer of MobileNetV1
+#: and ResNet-18 with 90 % zeros, then set by hand where the tile chosen was not the fastest measured (entry, channel,
+#: scattered, torn, line_distant, pair). Estimates miss single times by a sixth; what they are for is the order.
 WASM = SparseCosts(
     near=1.6,
     across=1.6,
