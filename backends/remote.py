@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.aot import RUNTIME, compile_kernels
+from backends.aot import POOL, RUNTIME, compile_kernels
 from backends.linking import external, link_shared
 from backends.objects import needed
 from backends.platforms import Platform, platforms
@@ -134,7 +134,7 @@ def kernel_library(kernels: Sequence[Kernel], target: Target, file: str) -> byte
     with tempfile.TemporaryDirectory(prefix="secateur-rpc-") as name:
         folder = Path(name)
         (folder / "calls.c").write_text(calls_source(kernels, "remote_call"))
-        sources = [*_copied(folder, "remote_kernels.c", "remote.h"), *_copied(folder, "parallel.c", "parallel.h")]
+        sources = [*_copied(folder, "remote_kernels.c", "remote.h"), *_copied(folder, *POOL)]
         objects = [_compiled(folder, platform, source) for source in ("calls.c", *sources)]
         for index, code in enumerate(compile_kernels({k.symbol: k.func for k in kernels}, target)):
             objects.append(f"kernels{index}.o")

@@ -112,7 +112,10 @@ class Executable:
         return seconds
 
     def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 10) -> list[float]:
-        """Median seconds of each layer of `manifest["layers"]`, in order, over `repeats` runs; calls are left out."""
+        """Median seconds of each layer of `manifest["layers"]`, in order, over `repeats` runs.
+
+        What a call costs is left out, so a layer that takes less than the clock's noise may count as 0.
+        """
         arrays = check_inputs(inputs, self.inputs)
         results = [np.empty(o.shape, o.dtype) for o in self.outputs]
         layers = len(self.manifest["layers"])

@@ -274,7 +274,8 @@ def test_without_a_linker_the_fix_is_named(tmp_path: Path, monkeypatch: pytest.M
 def test_layers_can_be_timed_one_by_one(artifact: Artifact, x: np.ndarray) -> None:
     with load(artifact.path) as executable:
         times = executable.profile({"x": x}, repeats=3)
-    assert len(times) == len(artifact.manifest["layers"]) and min(times) > 0
+    assert len(times) == len(artifact.manifest["layers"]) and min(times) >= 0
+    assert times[0] > 0, "a convolution takes longer than a call"
 
 
 def test_the_benchmark_compares_with_its_peer(artifact: Artifact) -> None:
