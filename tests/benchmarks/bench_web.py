@@ -149,13 +149,14 @@ def in_chromium(package: Path, data: dict[str, np.ndarray], expected: dict[str, 
     """The relative difference of each code in headless Chromium, and its median milliseconds."""
     import base64
 
-    from tests.web.browser import browser, site
+    from tests.web.browser import site
+    from tests.web.chromium import open_chromium
 
     if shutil.which("chromedriver") is None:
         return None
     (package / "index.html").write_text("<!doctype html><title>bench</title>")
     try:
-        with site(package) as url, browser() as page:
+        with site(package) as url, open_chromium() as page:
             page.open(f"{url}/")
             raw = base64.b64encode(next(iter(data.values())).tobytes()).decode()
             found = page.run(_IN_PAGE, f"{url}/index.js", raw)

@@ -1,4 +1,4 @@
-"""Node and Chromium for tests: where they are missing, tests are skipped with a plain message."""
+"""Node and browsers for tests: where they are missing, tests are skipped with a plain message."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ needs_node = pytest.mark.skipif(node() is None, reason=f"Node {OLDEST} or newer 
 needs_chromium = pytest.mark.skipif(
     shutil.which("chromium") is None or shutil.which("chromedriver") is None,
     reason="chromium and chromedriver are not on PATH (Debian: apt-get install chromium chromium-driver)",
+)
+FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
+needs_firefox = pytest.mark.skipif(
+    FIREFOX is None, reason="firefox is not on PATH (Debian: apt-get install firefox-esr)"
 )
 
 

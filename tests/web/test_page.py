@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +20,13 @@ from compiler.ir import SecateurError
 from compiler.ir.execute import execute
 from examples.fashion_mnist.data import CLASSES, MEAN, STD, load_test_images, preprocess
 from tests.backends.networks import network, reference, small_cnn
-from tests.web.browser import Browser, browser, site
+from tests.web.browser import Browser, site
+from tests.web.chromium import Chromium
 from tests.web.nodes import needs_chromium
 
 MODEL = Path(__file__).parents[2] / "examples" / "fashion_mnist" / "fashion_cnn.onnx"
 FINISHED = "['done', 'error'].includes(document.body.dataset.state)"
 TOP = "return document.querySelector(`[data-model=${args[0]}] .bar`).dataset"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -52,45 +46,40 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-@needs_chromium
-def test_a_classifier_beside_its_dense_original(chromium: Browser, classifier: Path) -> None:
+def test_a_classifier_beside_its_dense_original(page: Browser, classifier: Path) -> None:
     images, _ = load_test_images()
     inputs = preprocess(images[:6])
     dense = load_onnx(MODEL, shapes={"input": (1, 1, 28, 28)})
     models = {"smaller": onnx.load(classifier / "model.onnx"), "dense": None}
     with site(classifier) as url:
-        chromium.open(f"{url}/")
-        chromium.wait(FINISHED)
-        assert chromium.run("return document.body.dataset.state") == "done"
+        page.open(f"{url}/")
+        page.wait(FINISHED)
+        assert page.run("return document.body.dataset.state") == "done"
         for index in (0, 3, 5):
-            chromium.run(
+            page.run(
                 "const s = document.querySelector('#sample'); s.value = args[0]; s.dispatchEvent(new Event('change'));"
                 "document.body.dataset.state = 'asked'",
                 str(index),
             )
-            chromium.wait(FINISHED)
+            page.wait(FINISHED)
             x = inputs[index : index + 1]
             for name, model in models.items():
                 logits = execute(dense, {"input": x}) if model is None else reference(model, {"input": x})
                 expected = softmax(logits["logits"].reshape(-1))
-                shown = chromium.run(TOP, name)
+                shown = page.run(TOP, name)
                 assert int(shown["index"]) == int(expected.argmax()), (name, index)
                 assert float(shown["share"]) == pytest.approx(expected.max(), rel=1e-4)
-        text = chromium.run("return document.querySelector('[data-model=smaller] .bars').innerText")
+        text = page.run("return document.querySelector('[data-model=smaller] .bars').innerText")
         assert any(name in text for name in CLASSES) and "%" in text
-        milliseconds = chromium.run(
-            "return [...document.querySelectorAll('.latency')].map((e) => +e.dataset.milliseconds)"
-        )
+        milliseconds = page.run("return [...document.querySelectorAll('.latency')].map((e) => +e.dataset.milliseconds)")
         assert len(milliseconds) == 2 and all(0 < m < 1000 for m in milliseconds)
-        assert "times as fast as the dense model" in chromium.run(
-            "return document.querySelector('#status').textContent"
-        )
-        assert chromium.run("return crossOriginIsolated") is True
-        assert chromium.complaints() == []
+        assert "times as fast as the dense model" in page.run("return document.querySelector('#status').textContent")
+        assert page.run("return crossOriginIsolated") is True
+        assert page.complaints() == []
 
 
 @needs_chromium
-def test_what_is_shown_can_be_seen(chromium: Browser, classifier: Path) -> None:
+def test_what_is_shown_can_be_seen(chromium: Chromium, classifier: Path) -> None:
     with site(classifier) as url:
         chromium.open(f"{url}/")
         chromium.wait(FINISHED)
@@ -110,7 +99,7 @@ def test_what_is_shown_can_be_seen(chromium: Browser, classifier: Path) -> None:
 
 
 @needs_chromium
-def test_the_page_stays_alive_while_a_model_runs(chromium: Browser, classifier: Path) -> None:
+def test_the_page_stays_alive_while_a_model_runs(chromium: Chromium, classifier: Path) -> None:
     with site(classifier) as url:
         chromium.open(f"{url}/")
         chromium.wait(FINISHED)
@@ -125,7 +114,7 @@ def test_the_page_stays_alive_while_a_model_runs(chromium: Browser, classifier: 
 
 
 @needs_chromium
-def test_the_users_own_picture(chromium: Browser, classifier: Path, tmp_path: Path) -> None:
+def test_the_users_own_picture(chromium: Chromium, classifier: Path, tmp_path: Path) -> None:
     images, _ = load_test_images()
     (tmp_path / "shirt.png").write_bytes(encode_png(images[1]))
     (tmp_path / "text.png").write_bytes(b"not a picture")
@@ -146,7 +135,7 @@ def test_the_users_own_picture(chromium: Browser, classifier: Path, tmp_path: Pa
 
 
 @needs_chromium
-def test_from_picture_to_picture(chromium: Browser, tmp_path: Path) -> None:
+def test_from_picture_to_picture(chromium: Chromium, tmp_path: Path) -> None:
     weights = np.zeros((4, 1, 3, 3), np.float32)
     weights[:, :, 1, 1] = 0.5
     nodes = [
@@ -171,7 +160,7 @@ def test_from_picture_to_picture(chromium: Browser, tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_numbers_where_there_is_nothing_to_draw(chromium: Browser, tmp_path: Path) -> None:
+def test_numbers_where_there_is_nothing_to_draw(chromium: Chromium, tmp_path: Path) -> None:
     table = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     node = helper.make_node("Gather", ["t", "i"], ["y"])
     model = network([node], {"i": np.zeros((2, 2), np.int64)}, {"t": table}, ["y"])
@@ -187,7 +176,7 @@ def test_numbers_where_there_is_nothing_to_draw(chromium: Browser, tmp_path: Pat
 
 
 @needs_chromium
-def test_altered_weights_are_told_on_the_page(chromium: Browser, tmp_path: Path) -> None:
+def test_altered_weights_are_told_on_the_page(chromium: Chromium, tmp_path: Path) -> None:
     artifact = build(load_onnx(small_cnn()), tmp_path / "out", target="wasm", packager=WebPackage(page=Page()))
     weights = artifact.path / "weights.bin"
     data = bytearray(weights.read_bytes())

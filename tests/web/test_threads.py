@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,8 @@ from compiler.frontends.onnx import load_onnx
 from compiler.ir import SecateurError
 from passes import Context
 from tests.backends.networks import assert_same, network, reference, small_cnn
-from tests.web.browser import Browser, browser, site
+from tests.web.browser import Browser, site
+from tests.web.chromium import Chromium
 from tests.web.nodes import HERE, description, needs_chromium, needs_node, run_node
 from tests.web.test_package import PUBLISHED, sections
 
@@ -60,12 +60,6 @@ def artifact(x: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Artifac
     (folder / "case.json").write_text(json.dumps({"x": x.reshape(-1).tolist(), "y": y.reshape(-1).tolist()}))
     packager = WebPackage(threads=True, page=Page(milliseconds=20))
     return build(load_onnx(small_cnn()), folder / "package", target="wasm", packager=packager)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as running:
-        yield running
 
 
 def test_code_for_threads_is_added(artifact: Artifact) -> None:
@@ -162,33 +156,29 @@ def test_threads_are_for_webassembly(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert ended.value.code == 2 and "--threads is for WebAssembly" in capsys.readouterr().err
 
 
-@needs_chromium
-def test_the_page_tells_how_many_threads_run(chromium: Browser, artifact: Artifact) -> None:
+def test_the_page_tells_how_many_threads_run(page: Browser, artifact: Artifact) -> None:
     with site(artifact.path) as url:
-        chromium.open(f"{url}/")
-        chromium.wait(FINISHED)
-        assert chromium.run("return document.body.dataset.state") == "done"
-        count = min(4, chromium.run("return navigator.hardwareConcurrency"))
-        facts = chromium.run("return document.querySelector('[data-model=model] .facts').textContent")
+        page.open(f"{url}/")
+        page.wait(FINISHED)
+        assert page.run("return document.body.dataset.state") == "done"
+        count = min(4, page.run("return navigator.hardwareConcurrency"))
+        facts = page.run("return document.querySelector('[data-model=model] .facts').textContent")
         assert facts.endswith(f", {count} threads" if count > 1 else ", 1 thread")
-        assert chromium.complaints() == []
+        assert page.complaints() == []
 
 
-@needs_chromium
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_a_pages_own_thread_shares_its_loops(
-    chromium: Browser, artifact: Artifact, x: np.ndarray, threads: int
-) -> None:
+def test_a_pages_own_thread_shares_its_loops(page: Browser, artifact: Artifact, x: np.ndarray, threads: int) -> None:
     with site(artifact.path) as url:
-        chromium.open(f"{url}/")
-        found = chromium.run(RUN, f"{url}/index.js", threads, x.reshape(-1).tolist(), False)
+        page.open(f"{url}/")
+        found = page.run(RUN, f"{url}/index.js", threads, x.reshape(-1).tolist(), False)
     assert found["threads"] == threads
     assert_same(reference(small_cnn(), {"x": x}), {"y": np.array([found["y"]], np.float32)})
 
 
 @needs_chromium
 def test_a_thread_that_traps_ends_the_wait_of_a_page(
-    chromium: Browser, artifact: Artifact, x: np.ndarray, tmp_path: Path
+    chromium: Chromium, artifact: Artifact, x: np.ndarray, tmp_path: Path
 ) -> None:
     """A worker without a stack traps in the first task that it takes."""
     package = tmp_path / "package"
@@ -207,7 +197,7 @@ def test_a_thread_that_traps_ends_the_wait_of_a_page(
 
 @needs_chromium
 def test_a_page_that_is_not_isolated_runs_on_one_thread(
-    chromium: Browser, artifact: Artifact, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    chromium: Chromium, artifact: Artifact, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "HEADERS", {})
     with site(artifact.path) as url:
