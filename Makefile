@@ -23,7 +23,8 @@ help:
 	@echo "make bench-wasm   WebAssembly in Node and Chromium beside ONNX Runtime Web and TensorFlow.js; its section"
 	@echo "                  of docs/web.md (Node 20, npm; MODELS=MobileNetV1 VARIANTS=0,half,90 SECONDS=6: less)"
 	@echo "make bench-arm    ARM without a board: inner loops by llvm-mca, networks under qemu-user; writes"
-	@echo "                  docs/arm-performance.md (Debian: apt-get install llvm-19 qemu-user; MODELS=…: less)"
+	@echo "                  docs/arm-performance.md (Debian: apt-get install llvm-19 qemu-user; MODELS=…: less;"
+	@echo "                  ACCURACY=1000: what half precision costs a trained network alone)"
 	@echo "make bench-size   grouping and pruning of 10,000 layers and of 8 billion parameters"
 	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
 	@echo "make coverage     groups, prunable share and certificate of the zoo's architectures, then the whole test"
@@ -103,7 +104,7 @@ bench-quick: $(VENV)/.installed-bench
 	$(BIN)/python -W ignore -m tests.benchmarks.bench --quick
 
 bench-arm: $(VENV)/.installed-test
-	$(BIN)/python -W ignore -m tests.benchmarks.bench_arm --models "$(MODELS)"
+	$(BIN)/python -W ignore -m tests.benchmarks.bench_arm --models "$(MODELS)" $(if $(ACCURACY),--accuracy $(ACCURACY))
 
 bench-size: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_size

@@ -21,6 +21,7 @@ from compiler.errors import SecateurError
 from compiler.ir import CheckFailed
 from compiler.ir.execute import execute, random_inputs
 from tests.backends.schedules_harness import Library
+from tests.benchmarks.half_accuracy import answers
 from tests.networks import network, network_proto
 
 BUNDLED = Path(__file__).parents[2] / "examples" / "fashion_mnist" / "fashion_cnn.onnx"
@@ -153,6 +154,14 @@ def test_the_bundled_model_is_verified_and_its_weights_are_half_as_large(bundled
     check = bundled.checks[-1]
     assert "half precision" in check.compared and check.tolerance == HALF_TOLERANCE
     assert 1e-5 < check.difference < 5e-3
+
+
+def test_labelled_pictures_get_the_same_answers(bundled: Outcome) -> None:
+    emulator()
+    found = answers(bundled.graph, bundled.path, 10)
+    assert len(found.labels) == len(found.half) == 10 and found.changed == 0
+    assert found.accuracies[0] == found.accuracies[1]
+    assert 1e-5 < found.probability < 0.01 and 1e-5 < found.difference < 5e-3
 
 
 def test_a_processor_without_half_precision_is_told_so(bundled: Outcome) -> None:

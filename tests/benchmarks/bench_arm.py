@@ -1,6 +1,7 @@
 """ARM without a board: inner loops in models of processors, networks under qemu-user; writes docs/arm-performance.md.
 
-MODELS=MobileNetV1,…: a few networks; `--loops`: the inner loops alone.
+MODELS=MobileNetV1,…: a few networks; `--loops`: the inner loops alone; `--accuracy`: that of half precision alone, on
+so many pictures.
 """
 
 from __future__ import annotations
@@ -11,31 +12,35 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tvm
 
-from backends import build, load
+from backends import build
 from backends.artifact import Artifact
-from backends.runtime.program import ProgramExecutable, runner
+from backends.runtime.program import runner
 from backends.schedules.codegen import object_code
 from backends.schedules.specs import ConvSpec
 from backends.selection import choose_conv
-from backends.target import target
+from backends.target import Target, target
 from backends.zig import zig
 from compiler import load as load_model
 from compiler.driver import relative_difference
 from compiler.ir import Graph
 from compiler.ir.execute import execute, random_inputs
 from passes import Context, Pipeline
+from tests.benchmarks.half_accuracy import FOLDER, PICTURES, answers, trained
 from tests.benchmarks.loops import PEAK, Loop, cycles, innermost_loops, tool
 from tests.benchmarks.models import NETWORKS
 from tests.benchmarks.variants import VARIANTS
 
 ARM = target("arm64-linux")
+HALF = ARM.computing("float16")
+IN_HALF = ("dense", "90 % sparse")
+"""Variants that are counted in half precision too, which qemu computes in software: 30 million products a second."""
 PAGE = Path(__file__).parents[2] / "docs" / "arm-performance.md"
-BUNDLED = Path(__file__).parents[2] / "examples" / "fashion_mnist" / "fashion_cnn.onnx"
 TOLERANCE = 1e-4
 _FEW = 4
 """Multiply-adds of the least loop that counts as a product's inner loop."""
@@ -83,10 +88,10 @@ def product_loop(spec: ConvSpec, block: int, dtype: str = "float32") -> tuple[st
     return chosen.label, max(loops, key=lambda loop: (loop.fmla / len(loop.instructions), loop.fmla))
 
 
-def loop_rows() -> Iterator[list[str]]:
+def loop_rows(dtype: str = "float32") -> Iterator[list[str]]:
     """A row per case: chosen schedule, multiply-adds, instructions, spills, and each processor's figures."""
     for label, spec, block in cases():
-        chosen, loop = product_loop(spec, block)
+        chosen, loop = product_loop(spec, block, dtype)
         row = [label, chosen, str(loop.fmla), str(len(loop.instructions)), str(loop.spills)]
         for cpu, peak in PEAK.items():
             each = cycles(loop, cpu) / loop.fmla
@@ -96,7 +101,7 @@ def loop_rows() -> Iterator[list[str]]:
 
 def networks(chosen: set[str]) -> Iterator[tuple[str, str, Graph]]:
     """Name, variant, graph: the bundled model and the benchmark's networks."""
-    made = {"bundled": lambda: load_model(BUNDLED, shapes={"input": (1, 1, 28, 28)})}
+    made = {"bundled": lambda: load_model(FOLDER / "fashion_cnn.onnx", shapes={"input": (1, 1, 28, 28)})}
     for name in ("MobileNetV1", "MobileNetV2", "ResNet-18"):
         made[name] = lambda name=name: load_model(NETWORKS[name].make())
     for name, make in made.items():
@@ -107,42 +112,81 @@ def networks(chosen: set[str]) -> Iterator[tuple[str, str, Graph]]:
             yield name, label, VARIANTS[variant].run(graph, Context())
 
 
-def instructions(artifact: Artifact, plugin: Path) -> int:
-    """Instructions of one run: what two runs execute more than one."""
+@dataclass(frozen=True)
+class Counted:
+    """An artifact's one run: difference from ONNX Runtime, instructions; bytes of its code, and with its weights."""
+
+    difference: float
+    instructions: int
+    code: int
+    nbytes: int
+
+
+def counted(graph: Graph, machine: Target, folder: Path) -> Counted:
+    """Build a graph of one input and one output for a machine, and run it once under the plugin in `folder`.
+
+    Its instructions are those that the program executes beyond one that stops where its input turns out to be empty.
+    """
+    artifact = build(graph, folder / "artifact", target=machine, overwrite=True, keep_model=False)
+    data = random_inputs(graph, 1)
+    (name, expected), *_ = execute(graph, data).items()
+    given, made, empty = (folder / name for name in ("in.bin", "out.bin", "empty.bin"))
+    given.write_bytes(next(iter(data.values())).tobytes())
+    empty.touch()
+    counts = [_executed(artifact, folder / "count.so", i, made) for i in (empty, given)]
+    actual = np.fromfile(made, expected.dtype).reshape(expected.shape)
+    difference = relative_difference({name: actual}, {name: expected})
+    code, weights = artifact.manifest["code_bytes"], artifact.manifest["weights_bytes"]
+    return Counted(difference, counts[1] - counts[0], code, code + weights)
+
+
+def _executed(artifact: Artifact, plugin: Path, given: Path, made: Path) -> int:
+    """Instructions that an artifact's program executes, from its start to its end."""
     command = runner(artifact.manifest)
     assert command
-    counts = []
-    for runs in (1, 2):
-        words = [*command, "-plugin", str(plugin), str(artifact.path / artifact.manifest["program"])]
-        words += ["-w", str(artifact.path / "weights.bin"), "-n", str(runs)]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        found = re.search(r"instructions (\d+)", done.stderr)
-        assert found is not None, done.stderr
-        counts.append(int(found[1]))
-    return counts[1] - counts[0]
+    words = [*command, "-plugin", str(plugin), str(artifact.path / artifact.manifest["program"])]
+    words += ["-w", str(artifact.path / "weights.bin"), "-i", str(given), "-o", str(made)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    found = re.search(r"instructions (\d+)", done.stderr)
+    if found is None or (done.returncode != 0) != (given.stat().st_size == 0):
+        raise SystemExit(f"{artifact.path}: status {done.returncode}, {done.stderr}")
+    return int(found[1])
 
 
-def network_rows(chosen: set[str]) -> Iterator[list[str]]:
-    """A row per network and variant: difference from ONNX Runtime, instructions, and dense ones over them."""
+def network_rows(chosen: set[str]) -> Iterator[tuple[list[str], list[str] | None]]:
+    """Two rows per network and variant: of float32, and of half precision beside it where it is counted.
+
+    difference from ONNX Runtime, instructions, dense ones over them (float32 ones over half's), and bytes.
+    """
     dense: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(Path(__file__).parent / "counting.c", folder)
         zig(folder, "cc", "-target", "x86_64-linux-gnu.2.17", "-O2", "-fPIC", "-shared", "counting.c", "-o", "count.so")
-        for number, (network, variant, graph) in enumerate(networks(chosen)):
-            artifact = build(graph, folder / str(number), target=ARM)
-            data = random_inputs(graph, 1)
-            with load(artifact.path) as executable:
-                assert isinstance(executable, ProgramExecutable)
-                difference = relative_difference(executable.run(data), execute(graph, data))
-            if difference > TOLERANCE:
-                raise SystemExit(f"{network}, {variant}: differs from ONNX Runtime by {difference:.1e}")
-            count = instructions(artifact, folder / "count.so")
-            dense.setdefault(network, count)
-            code = artifact.manifest["code_bytes"] / 1e3
-            gain = f"{dense[network] / count:.2f}"
-            yield [network, variant, f"{difference:.1e}", f"{count / 1e6:.1f}", gain, f"{code:.0f}"]
-            shutil.rmtree(artifact.path)
+        for network, variant, graph in networks(chosen):
+            single = counted(graph, ARM, folder)
+            if single.difference > TOLERANCE:
+                raise SystemExit(f"{network}, {variant}: differs from ONNX Runtime by {single.difference:.1e}")
+            gain = dense.setdefault(network, single.instructions) / single.instructions
+            row = [network, variant, f"{single.difference:.1e}", f"{single.instructions / 1e6:.1f}", f"{gain:.2f}"]
+            half = half_row(single, counted(graph, HALF, folder)) if variant in IN_HALF else None
+            yield [*row, f"{single.code / 1e3:.0f}"], [network, variant, *half] if half else None
+
+
+def half_row(single: Counted, half: Counted) -> list[str]:
+    """Difference from ONNX Runtime, instructions and bytes, the latter two beside float32's."""
+    row = [f"{half.difference:.1e}", f"{half.instructions / 1e6:.1f}", f"{single.instructions / half.instructions:.2f}"]
+    return [*row, f"{half.nbytes / 1e6:.2f}", f"{half.nbytes / single.nbytes:.0%}"]
+
+
+def accuracy_rows(count: int) -> Iterator[list[str]]:
+    """A row per trained network: what float32 and half precision answer for so many labelled pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        for label, graph in trained():
+            artifact = build(graph, Path(folder) / "artifact", target=HALF, overwrite=True, keep_model=False)
+            found = answers(graph, artifact.path, count)
+            row = [label, *(f"{share:.1%}" for share in found.accuracies), f"{found.changed} of {len(found.labels)}"]
+            yield [*row, f"{found.probability:.4f}", f"{found.difference:.1e}"]
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
@@ -183,31 +227,78 @@ weights, 224x224 pictures, one thread.
 """
 
 
+HALF_LOOPS = """
+## Half precision: inner loops (modelled)
+
+The same layers with `--precision half`: eight numbers a vector, `fmla .8h`. Both processors start as many of them a
+cycle as of float32's four, so that the peak is twice as many multiply-adds.
+
+"""
+HALF_NETWORKS = """
+## Half precision: whole networks (counted and compared)
+
+The same runs with `--precision half`. Bytes are those of weights and code. Random weights add up to more than a trained
+network's, whose answers are below: [what to expect](arm.md#what-half-precision-costs).
+
+"""
+ACCURACY = """
+## Half precision: accuracy of a trained network
+
+The bundled network, the one of half its size that was trained on for an epoch, and one with nine tenths of its weights
+zero (mended in closed form on 320 of the pictures, without their labels). Labelled test pictures, classified by ONNX
+Runtime in float32 and by the artifact in half precision under qemu-user. `make bench-arm ACCURACY=1000`: this alone.
+
+"""
+
+
+def accuracy_section(count: int) -> str:
+    """The table of the trained networks, for so many pictures."""
+    heads = ["network", "float32", "half", "other class", "largest difference of a probability", "difference of logits"]
+    return ACCURACY + table(heads, list(accuracy_rows(count)))
+
+
+def loops_section(dtype: str = "float32") -> str:
+    """The table of inner loops in one precision."""
+    heads = ["layer", "schedule", "fmla", "instructions", "spills"]
+    heads += [f"{cpu} {what}" for cpu in PEAK for what in ("cycles/fmla", "of peak")]
+    return table(heads, list(loop_rows(dtype)))
+
+
+def networks_section(chosen: set[str]) -> str:
+    """The tables of whole networks, each row printed when it is there."""
+    single, half = [], []
+    for row, beside in network_rows(chosen):
+        print(" | ".join(row), *([] if beside is None else [f"\n  half: {' | '.join(beside)}"]), flush=True)
+        single.append(row)
+        half += [] if beside is None else [beside]
+    heads = ["network", "variant", "difference", "million instructions"]
+    halves = [*heads, "float32 over it", "MB", "of float32's"]
+    return NETWORK + table([*heads, "dense over it", "code kB"], single) + HALF_NETWORKS + table(halves, half)
+
+
 def main() -> None:
     """Print the tables, and write the page where all was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="")
     parser.add_argument("--loops", action="store_true")
+    parser.add_argument("--accuracy", type=int)
     options = parser.parse_args()
     chosen = {name for name in options.models.split(",") if name}
     if tool("llvm-mca") is None or tool("llvm-objdump") is None:
         raise SystemExit("llvm-mca and llvm-objdump of LLVM 17 or newer are needed (Debian: apt-get install llvm-19)")
-    heads = ["layer", "schedule", "fmla", "instructions", "spills"]
-    heads += [f"{cpu} {what}" for cpu in PEAK for what in ("cycles/fmla", "of peak")]
-    page = "# ARM, without a board\n\n`make bench-arm` writes this page.\n\n" + LOOPS + table(heads, list(loop_rows()))
-    print(page)
+    if shutil.which("qemu-aarch64") is None and not options.loops:
+        raise SystemExit("qemu-aarch64 is needed for the networks (Debian: apt-get install qemu-user)")
+    if options.accuracy:
+        print(accuracy_section(options.accuracy))
+        return
+    page = "# ARM, without a board\n\n`make bench-arm` writes this page.\n\n" + LOOPS + loops_section()
+    loops = HALF_LOOPS + loops_section("float16")
+    print(page + loops)
     if options.loops:
         return
-    if shutil.which("qemu-aarch64") is None:
-        raise SystemExit("qemu-aarch64 is needed for the networks (Debian: apt-get install qemu-user)")
-    rows = []
-    for row in network_rows(chosen):
-        print(" | ".join(row), flush=True)
-        rows.append(row)
-    heads = ["network", "variant", "difference", "million instructions", "dense over it", "code kB"]
-    page += NETWORK + table(heads, rows)
+    page += networks_section(chosen) + loops
     if not chosen:
-        PAGE.write_text(page)
+        PAGE.write_text(page + accuracy_section(PICTURES))
         print(f"written: {PAGE}")
 
 
