@@ -54,8 +54,8 @@ def compile_command(
     precision: Annotated[
         str,
         typer.Option(
-            help="single, or half: float16 arithmetic and weights, for the arm64 targets; half the bytes, about half "
-            "the instructions, three digits (see docs/arm.md)."
+            help="single, or half: float16 arithmetic and weights, for the arm64 targets; half the bytes, fewer "
+            "instructions (but for dense 3x3 convolutions), three digits: see docs/arm.md."
         ),
     ] = "single",
     passes: Annotated[str | None, typer.Option(help='Passes, such as "simplify,prune(ratio=0.5)".')] = None,

@@ -220,7 +220,8 @@ def _inspect_artifact(screen: Screen, path: Path) -> None:
             hint="give the -o of a compile",
         ) from None
     files = [[name, size(f["bytes"]), f["sha256"][:12]] for name, f in sorted(manifest["files"].items())]
-    screen.print(table(f"{path}: {manifest['target']['name']}", "file", "size", "sha256", rows=files))
+    half = ", half precision" if manifest["target"].get("dtype") == "float16" else ""
+    screen.print(table(f"{path}: {manifest['target']['name']}{half}", "file", "size", "sha256", rows=files))
     layers = [_kernel_row(layer) for layer in manifest["layers"]]
     heads = ("schedule", "format", "nonzeros", "over dense", "nodes", "MACs")
     screen.print(table(f"{len(layers)} kernels", *heads, rows=layers))

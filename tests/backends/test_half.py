@@ -220,6 +220,11 @@ def test_the_command_tells_of_half_precision(tmp_path: Path, capsys: pytest.Capt
     assert "float16 arithmetic and weights" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
+def test_inspect_tells_of_half_precision(bundled: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(bundled.path)]) == 0
+    assert ": arm64-linux, half precision" in " ".join(capsys.readouterr().out.split())
+
+
 def run(words: list[str]) -> int:
     """The status that a command ends with."""
     with pytest.raises(SystemExit) as caught:
