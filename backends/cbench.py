@@ -16,12 +16,11 @@ from backends.platforms import Platform
 from backends.probes import Probe, probes
 from backends.profile import SCHEMA, VERSION, described
 from backends.target import Target
-from backends.trials import Trial, calls_source, trial
+from backends.trials import Trial, calls_source, contents, trial
 from backends.zig import zig
 from compiler.version import __version__
 
 _FLAGS = ("-O2", "-g0", "-fPIC", "-std=c11", "-fno-ident")
-_LINE = 64
 
 
 @functools.lru_cache(maxsize=8)
@@ -48,18 +47,12 @@ def probe_archive(target: Target, platform: Platform) -> bytes:
 
 def probe_tables(found: Sequence[Probe], trials: Sequence[Trial], target: Target) -> tuple[str, bytes]:
     """The C source of what bench.h declares, and the content of the arrays that hold positions."""
-    data = bytearray()
+    places, data = contents(trials)
     arrays, rows = "", ""
-    for index, (probe, made) in enumerate(zip(found, trials, strict=True)):
-        cells = []
-        for role, size in made.sizes.items():
-            array, offset = made.packed.get(role), -1
-            if array is not None and array.dtype.kind != "f":
-                offset = len(data)
-                data += array.tobytes() + bytes(-array.nbytes % _LINE)
-            cells.append(f"{{{size}u, {offset}}}")
-        arrays += f"static const secateur_probe_array arrays{index}[] = {{{', '.join(cells)}}};\n"
-        rows += f"  {{{json.dumps(probe.name)}, {probe.multiply_adds}.0, {len(cells)}, arrays{index}}},\n"
+    for index, (probe, place) in enumerate(zip(found, places, strict=True)):
+        cells = ", ".join(f"{{{size}u, {offset}}}" for size, offset in place)
+        arrays += f"static const secateur_probe_array arrays{index}[] = {{{cells}}};\n"
+        rows += f"  {{{json.dumps(probe.name)}, {probe.multiply_adds}.0, {len(place)}, arrays{index}}},\n"
     lines = (
         f'"schema": "{SCHEMA}", "version": {VERSION}, "secateur": "{__version__}"',
         f'"target": {json.dumps(described(target))}',
@@ -70,7 +63,7 @@ def probe_tables(found: Sequence[Probe], trials: Sequence[Trial], target: Target
         f"const int32_t secateur_probe_count = {len(found)};\n"
         f"const char secateur_probe_header[] =\n{header};\n"
     )
-    return source + calls_source([made.kernel for made in trials], "secateur_probe_call"), bytes(data)
+    return source + calls_source([made.kernel for made in trials], "secateur_probe_call"), data
 
 
 def embedded(symbol: str, file: str, darwin: bool) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 from backends.schedules.kernel import Kernel
 from backends.schedules.specs import ConvSpec, MatMulSpec
 
+_LINE = 64
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -48,3 +50,21 @@ def calls_source(kernels: Sequence[Kernel], name: str) -> str:
     )
     head = f"int32_t {name}(int32_t index, void *const *p) {{\n  switch (index) {{\n"
     return f"#include <stdint.h>\n{declarations}{head}{cases}    default: return -1;\n  }}\n}}\n"
+
+
+def contents(trials: Sequence[Trial]) -> tuple[list[list[tuple[int, int]]], bytes]:
+    """The bytes of each array of each trial and where its content begins in the data that is returned too.
+
+    -1 for arrays of numbers that any will do for: only positions have to be what they are.
+    """
+    places, data = [], bytearray()
+    for made in trials:
+        rows = []
+        for role, size in made.sizes.items():
+            array, offset = made.packed.get(role), -1
+            if array is not None and array.dtype.kind != "f":
+                offset = len(data)
+                data += array.tobytes() + bytes(-array.nbytes % _LINE)
+            rows.append((size, offset))
+        places.append(rows)
+    return places, bytes(data)

@@ -6,46 +6,37 @@ if asked for, twice more for several threads on a shared memory; the loader take
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from backends.aot import ABI_VERSION, RUNTIME, cache_folder, compile_kernels, entry_source, has_zig
+from backends.aot import ABI_VERSION, entry_source, has_zig
 from backends.lowering import lower
 from backends.lowering.program import Program
 from backends.memory import MemoryPlan, plan
 from backends.packaging import Package, register_packager
 from backends.selector import Selector
 from backends.target import Target
+from backends.webbench import bench_files
+from backends.weblink import WEB, linked, variants
 from backends.webpage import Page, Side, pack_samples, page_files
 from compiler.errors import SecateurError
 from compiler.ir.graph import Graph
 from compiler.version import __version__
 
-WEB = RUNTIME / "web"
 SECTION = "secateur.weights"
 """The custom section that holds the weights of code that carries them."""
 MOST_BYTES = 1 << 32
 """What a 32-bit address reaches."""
-_STACK = 256 << 10
 _EXPORTS = ("secateur_run_steps", "secateur_abi_version", "__heap_base")
 _THREADS_EXPORTS = (
     *("secateur_pool_create", "secateur_pool_may_wait", "secateur_pool_lose", "secateur_pool_destroy"),
     *("secateur_worker", "__stack_pointer"),
 )
-_THREADS_FEATURES = ("+atomics", "+bulk-memory", "+mutable-globals")
 _THREADS_SCRIPTS = ("threads.js", "worker.js")
-_MOST_PAGES = 65535
 
 _ARRAYS = {
     "float32": "Float32Array",
@@ -70,13 +61,15 @@ class WebPackage:
 
     embed_weights: put the weights into each .wasm file instead of weights.bin. name: of the npm package; made from the
     model's if it is not given. page: a page that runs the model, to be put beside it. threads: add code for several
-    threads, which the loader takes where memory can be shared.
+    threads, which the loader takes where memory can be shared. bench: add a benchmark of the engine, which writes
+    profiles.
     """
 
     embed_weights: bool = False
     name: str | None = None
     page: Page | None = None
     threads: bool = False
+    bench: bool = False
 
     parallel = False
 
@@ -100,6 +93,8 @@ class WebPackage:
                 sides.append(side)
                 files |= {f"dense/{file}": data for file, data in beside.items()}
             files |= page_files(self.page, program, sides, self.threads)
+        if self.bench:
+            files |= bench_files(variants(target))
         facts = {"libraries": [], "code_bytes": size, "variants": ["relaxed", "simd"]}
         return Package(files, facts | ({"threads": threads} if self.threads else {}))
 
@@ -173,61 +168,13 @@ def _threaded(program: Program, memory: MemoryPlan, target: Target) -> tuple[Pro
     return threaded, shared
 
 
-def variants(target: Target, threads: bool = False) -> dict[str, Target]:
-    """File name of each code, and the target that it is compiled for."""
-    if threads:
-        target = dataclasses.replace(target, features=(*target.features, *_THREADS_FEATURES))
-    relaxed = dataclasses.replace(target, features=(*target.features, "+relaxed-simd"), contract=True)
-    end = "-threads.wasm" if threads else ".wasm"
-    return {f"model{end}": target, f"model-relaxed{end}": relaxed}
-
-
 def module(program: Program, memory: MemoryPlan, target: Target, threads: bool = False) -> bytes:
     """The linked WebAssembly module: no imports, one exported memory that its user grows.
 
     threads: it imports a shared memory, env.memory, instead, and has the pool of web/threads.c.
     """
-    pool = "threads.c" if threads else "launch.c"
-    with tempfile.TemporaryDirectory(prefix="secateur-") as name:
-        folder = Path(name)
-        (folder / "entry.c").write_text(entry_source(program, memory))
-        for source in (WEB / pool, RUNTIME / "parallel.h", RUNTIME / "tasks.h"):
-            shutil.copy(source, folder)
-        names = ["entry.c", pool]
-        for index, code in enumerate(compile_kernels(program.kernels, target)):
-            names.append(f"kernels{index}.o")
-            (folder / names[-1]).write_bytes(code)
-        try:
-            _link(folder, ["-target", "wasm32-freestanding"], names, threads)
-        except SecateurError as error:
-            if "undefined symbol" not in str(error.where):
-                raise
-            # Functions of libm: zig builds WASI's C library, which takes half a minute once per machine.
-            _link(folder, ["-target", "wasm32-wasi", "-mexec-model=reactor"], names, threads)
-        return (folder / "model.wasm").read_bytes()
-
-
-def _link(folder: Path, flags: list[str], names: list[str], threads: bool) -> None:
-    exports, cpu = list(_EXPORTS), "generic+simd128"
-    options = ["--no-entry", f"-z,stack-size={_STACK}"]
-    if threads:
-        exports += _THREADS_EXPORTS
-        cpu += "+atomics+bulk_memory"
-        options += ["--shared-memory", "--import-memory", f"--max-memory={_MOST_PAGES << 16}"]
-    options += [f"--export={symbol}" for symbol in exports]
-    command = [sys.executable, "-m", "ziglang", "cc", *flags, f"-mcpu={cpu}", "-O2", "-std=c11", "-s"]
-    command += [f"-Wl,{option}" for option in options]
-    environment = os.environ | {name: cache_folder("zig") for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}
-    done = subprocess.run(
-        [*command, "-o", "model.wasm", *names], cwd=folder, env=environment, capture_output=True, check=False
-    )
-    if done.returncode:
-        raise SecateurError(
-            "E_LINK",
-            "linking the compiled model failed",
-            where=done.stderr.decode(errors="replace").strip()[-2000:],
-            hint="check that the disk is not full and that `python -m ziglang version` works",
-        )
+    sources = {"entry.c": entry_source(program, memory)}
+    return linked(sources, program.kernels, target, _EXPORTS + (_THREADS_EXPORTS if threads else ()), threads)
 
 
 def custom_section(name: str, data: bytes) -> bytes:

@@ -102,7 +102,7 @@ def compile(
     keep_model: put the model that was compiled and the kernels' TVMScript into the artifact too, as model.onnx and
     module.py; nothing needs them to run.
     packager: what the artifact holds, such as `backends.wasm.WebPackage`; the target's own if it is not given.
-    profile: a file that a C library's benchmark program wrote on a device; its costs decide which schedules are taken.
+    profile: a file that an artifact's benchmark program wrote on a device; its costs decide which schedules are taken.
     device: where to tune instead of here (see `backends.rpc`). optimize: "speed", or "size" for small weights.
     """
     outcome = compile_outcome(

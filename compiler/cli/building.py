@@ -35,7 +35,7 @@ from compiler.cli.shared import (
     layers,
     table,
 )
-from compiler.cli.web import ClassNames, Demo, Normalize, PageSamples, Threads
+from compiler.cli.web import Bench, ClassNames, Demo, Normalize, PageSamples, Threads
 from compiler.driver import compile_outcome, transform
 from compiler.ir import SecateurError, graph_cost
 from compiler.report import CHANGES, change_rows, count, size
@@ -74,7 +74,7 @@ def compile_command(
     ] = "speed",
     profile: Annotated[
         Path | None,
-        typer.Option(help="Choose schedules by what a C library's benchmark program measured on a device: its file."),
+        typer.Option(help="Choose schedules by what an artifact's benchmark program measured on a device: its file."),
     ] = None,
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Leave model.onnx and module.py out: nothing needs them to run.")
@@ -83,6 +83,7 @@ def compile_command(
     name: LibraryName = None,
     embed_weights: EmbedWeights = False,
     threads: Threads = False,
+    bench: Bench = False,
     demo: Demo = False,
     class_names: ClassNames = None,
     samples: PageSamples = None,
@@ -112,7 +113,9 @@ def compile_command(
             context=context,
             tune=tune,
             keep_model=not no_model,
-            packager=packager(target, package, name, embed_weights, threads, demo, class_names, samples, normalize),
+            packager=packager(
+                target, package, name, embed_weights, threads, bench, demo, class_names, samples, normalize
+            ),
             profile=profile,
             device=there,
             optimize=optimize,

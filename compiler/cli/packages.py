@@ -34,6 +34,7 @@ def packager(
     name: str | None,
     embed_weights: bool,
     threads: bool,
+    bench: bool,
     demo: bool,
     class_names: Path | None,
     samples: Path | None,
@@ -47,11 +48,11 @@ def packager(
     from backends.target import target as named_target
 
     chosen = named_target(target)
-    if (package or chosen.package) == "c" and not (demo or threads):
+    if (package or chosen.package) == "c" and not (demo or threads or bench):
         from backends.clibrary import CLibrary
 
         return CLibrary(name or "model", embed_weights)
     if name is not None:
         raise SecateurError("E_OPTION_VALUE", "--name is for C libraries", hint="add --package c, or leave --name out")
-    found = web.packager(target, embed_weights, threads, demo, class_names, samples, normalize)
+    found = web.packager(target, embed_weights, threads, bench, demo, class_names, samples, normalize)
     return packager_for(chosen, package) if found is None and package is not None else found

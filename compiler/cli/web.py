@@ -29,6 +29,13 @@ Threads = Annotated[
         help="wasm: add code for several threads, used in Node and where pages are isolated; see docs/web.md.",
     ),
 ]
+Bench = Annotated[
+    bool,
+    typer.Option(
+        "--bench",
+        help="wasm: add bench/, which times kernels in an engine or a browser and writes what --profile reads.",
+    ),
+]
 ClassNames = Annotated[
     Path | None, typer.Option("--class-names", help="--demo: a text file with the name of each class, one a line.")
 ]
@@ -50,6 +57,7 @@ def packager(
     target: str,
     embed_weights: bool,
     threads: bool,
+    bench: bool,
     demo: bool,
     class_names: Path | None,
     samples: Path | None,
@@ -65,16 +73,17 @@ def packager(
         raise SecateurError(
             "E_OPTION_VALUE", f"{orphan} is for the page of --demo", hint=f"add --demo, or leave {orphan} out"
         )
-    if not (embed_weights or threads or demo):
+    chosen = {"--demo": demo, "--threads": threads, "--bench": bench, "--embed-weights": embed_weights}
+    option = next((name for name, value in chosen.items() if value), None)
+    if option is None:
         return None
     if target != "wasm":
-        option = "--demo" if demo else "--threads" if threads else "--embed-weights"
         others = " and C libraries" if option == "--embed-weights" else ""
         raise SecateurError("E_OPTION_VALUE", f"{option} is for WebAssembly{others}", hint="add --target wasm")
     from backends.wasm import WebPackage
 
     page = _page(class_names, samples, normalize) if demo else None
-    return WebPackage(embed_weights=embed_weights, threads=threads, page=page)
+    return WebPackage(embed_weights=embed_weights, threads=threads, bench=bench, page=page)
 
 
 def _page(class_names: Path | None, samples: Path | None, normalize: str | None) -> Page:

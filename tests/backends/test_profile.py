@@ -25,7 +25,8 @@ from tests.backends.networks import small_cnn
 from tests.backends.schedules_harness import Library
 from tests.backends.test_sparse import pruned
 
-TARGETS = ("x86-64-v4", "arm64-linux")
+PROCESSORS = ("x86-64-v4", "arm64-linux")
+TARGETS = (*PROCESSORS, "wasm")
 
 
 def costs_of(machine: Target) -> Costs:
@@ -60,7 +61,7 @@ def scaled(costs: Costs, **factors: float) -> Costs:
     return Costs(dataclasses.replace(costs.sparse, **sparse), dataclasses.replace(costs.dense, **dense))
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", PROCESSORS)
 def test_the_costs_of_a_device_are_found_from_its_times(name: str, tmp_path: Path) -> None:
     machine = target(name)
     usual = costs_of(machine)
@@ -95,7 +96,17 @@ def test_the_usual_times_give_the_usual_costs(name: str, tmp_path: Path) -> None
         assert dataclasses.asdict(getattr(found, kind)) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+def test_the_costs_of_an_engine_move_towards_its_times(tmp_path: Path) -> None:
+    machine = target("wasm")
+    usual = costs_of(machine)
+    true = scaled(usual, near=4.0, gather=4.0, far=0.25)
+    found = Profile.read(written(tmp_path, content(machine, true))).costs(machine)
+    for part, name in ((lambda c: c.sparse, "near"), (lambda c: c.dense, "gather"), (lambda c: c.sparse, "far")):
+        before, after, there = (getattr(part(costs), name) for costs in (usual, found, true))
+        assert 0.05 < np.log(after / before) / np.log(there / before) < 1.1, name
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
 def test_a_device_that_is_slow_at_sparse_steps_gets_dense_layers(name: str, tmp_path: Path) -> None:
     machine, spec = target(name), ConvSpec(1, 96, 14, 14, 96, (1, 1))
     weights = pruned(0, (96, 96, 1, 1), 0.3)
