@@ -80,7 +80,7 @@ class Target:
             return self
         if dtype == "float32":
             return replace(self, dtype=dtype, features=tuple(f for f in self.features if f != _HALF))
-        if dtype != "float16" or self.package != "c" or self.triple.partition("-")[0] not in ("aarch64", "arm64"):
+        if dtype != "float16" or self.package != "c" or not self._arm64:
             raise SecateurError(
                 "E_PRECISION",
                 f"no arithmetic in {dtype} for target '{self.name}'",
@@ -92,6 +92,18 @@ class Target:
     def by_lane(self) -> int:
         """Elements that are loaded at once to multiply by each of them; 0: one by one."""
         return self.lanes() if self.multiplies_by_lane else 0
+
+    @property
+    def _arm64(self) -> bool:
+        return self.triple.partition("-")[0] in ("aarch64", "arm64")
+
+    @property
+    def max_keeps_nan(self) -> bool:
+        """Whether one instruction gives the larger numbers of two vectors, one the smaller, and NaN where one is NaN.
+
+        On x86-64 it gives the second number then; V8 makes up for that with several instructions more.
+        """
+        return self._arm64
 
     def to_tvm(self) -> tvm.target.Target:
         """The same target in TVM's words (kind `llvm`)."""

@@ -139,7 +139,7 @@ class Lowering:
         types = tuple((storage_type(b.dtype), b.size) for b in args)
         symbol = self._symbol(body.__name__.strip("_"), (spec, types))
         if symbol not in self._kernels:
-            emitter = Emitter(symbol, parallel=self.parallel)
+            emitter = Emitter(symbol, self.parallel, max_keeps_nan=self.target.max_keeps_nan)
             arrays = [emitter.param(f"p{i}", size, kind) for i, (kind, size) in enumerate(types)]
             body(emitter, spec, *arrays)
             self._kernels[symbol] = emitter.finish()

@@ -113,7 +113,7 @@ def _declare(
 def _pointwise(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outputs: int, depth: int) -> Built:
     pixels = spec.height * spec.width
     product = Product(outputs, depth, pixels, target, spec.epilogue, spec.groups)
-    e = Emitter(symbol, parallel, target.dtype)
+    e = Emitter(symbol, parallel, target.dtype, target.max_keeps_nan)
     operands, x, _, params = _declare(e, spec, product, 0, target)
     product.emit_blocks(
         e,
@@ -167,7 +167,7 @@ def _by_panels(symbol: str, spec: ConvSpec, target: Target, parallel: bool, outp
     together = waves(panels, panel * target.itemsize, target) if parallel else 1
     rounds = -(-panels // together)
 
-    e = Emitter(symbol, parallel, target.dtype)
+    e = Emitter(symbol, parallel, target.dtype, target.max_keeps_nan)
     operands, x, scratch, params = _declare(e, spec, product, together * panel, target)
     assert scratch is not None
 

@@ -30,7 +30,7 @@ def conv_transpose2d(spec: ConvTransposeSpec, target: Target, parallel: bool = F
     problems, out_plane = spec.batch * spec.groups, spec.out_height * spec.out_width
     columns = problems * outputs * taps * pixels if parallel else outputs * taps * pixels
 
-    e = Emitter(symbol, parallel, target.dtype)
+    e = Emitter(symbol, parallel, target.dtype, target.max_keeps_nan)
     x = e.param("x", spec.batch * spec.in_channels * pixels)
     w = e.param("w", spec.groups * product.packed_weights)
     bias = array_or_none(e, spec.epilogue.bias, "bias", spec.out_channels)

@@ -61,15 +61,16 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
     planes, plane = spec.batch * spec.in_channels, spec.height * spec.width
     multiplier, out_plane = spec.out_channels // spec.in_channels, spec.out_height * spec.out_width
     far = planes * plane * target.itemsize > target.l2_bytes // 2
-    in_place = WindowsInPlace.of(spec, target, ahead=far)
-    # Rows that are halved are better copied in order, where memory is far.
-    staged = None if in_place.applies and not (far and spec.strides[1] > 1) else Windows.of(spec, target)
+    in_place = WindowsInPlace.of(spec, target, ahead=far, swept=target.multiplies_by_lane)
+    # Rows that are halved are better copied in order, where memory is far and planes are large.
+    copied = far and spec.strides[1] > 1 and not in_place.sweeps
+    staged = None if in_place.applies and not copied else Windows.of(spec, target)
     slots = min(GRAINS * 2, planes) if parallel else 1
     share = -(-planes // slots)
     slots = -(-planes // share)
     workspace = slots * staged.scratch if staged else 0
 
-    e = Emitter(symbol, parallel, target.dtype)
+    e = Emitter(symbol, parallel, target.dtype, target.max_keeps_nan)
     x = e.param("x", planes * plane)
     w = e.param("w", spec.out_channels * taps)
     bias = array_or_none(e, epilogue.bias, "bias", spec.out_channels)

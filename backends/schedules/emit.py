@@ -80,12 +80,18 @@ class Registers:
 
 
 class Emitter:
-    """One C function in the making: parameters first, then statements in order. dtype: of what no type is given for."""
+    """One C function in the making: parameters first, then statements in order.
 
-    def __init__(self, symbol: str, parallel: bool = False, dtype: str = "float32") -> None:
+    dtype: of what no type is given for. max_keeps_nan: see `Target`.
+    """
+
+    def __init__(
+        self, symbol: str, parallel: bool = False, dtype: str = "float32", max_keeps_nan: bool = False
+    ) -> None:
         self.symbol = symbol
         self.parallel = parallel
         self.dtype = dtype
+        self.max_keeps_nan = max_keeps_nan
         self._params: list[tirx.Var] = []
         self._head: list[tirx.Stmt] = []
         self._blocks: list[list[tirx.Stmt]] = [[]]
@@ -218,6 +224,24 @@ def shared(value: Expr, use: Callable[[Expr], Expr]) -> Expr:
         return use(_open.emitter.name(value))
     name = tirx.Var("t", value.ty)
     return tirx.Let(name, value, use(name))
+
+
+def at_least(x: Expr, limit: Expr) -> Expr:
+    """max(x, limit) for a limit that is a number; NaN stays NaN."""
+    return _extreme("llvm.maximum", x, limit) if _keeps_nan() else tirx.Select(x < limit, limit, x)
+
+
+def at_most(x: Expr, limit: Expr) -> Expr:
+    """min(x, limit) for a limit that is a number; NaN stays NaN."""
+    return _extreme("llvm.minimum", x, limit) if _keeps_nan() else tirx.Select(x > limit, limit, x)
+
+
+def _keeps_nan() -> bool:
+    return _open.emitter is not None and _open.emitter.max_keeps_nan
+
+
+def _extreme(name: str, x: Expr, limit: Expr) -> Expr:
+    return tirx.call_llvm_pure_intrin(x.ty, name, x, limit)
 
 
 def const(value: float, lanes: int = 1, dtype: str = "float32") -> Expr:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from backends.schedules.emit import Expr, const, dtype_of, lanes_of, shared, splat, widened
+from backends.schedules.emit import Expr, at_least, at_most, const, dtype_of, lanes_of, shared, splat, widened
 from compiler.errors import SecateurError
 
 
@@ -71,15 +71,13 @@ def _once(rule: Callable[..., Expr]) -> Callable[..., Expr]:
 @_once
 def maximum(x: Expr, bound: float) -> Expr:
     """max(x, bound); NaN stays NaN."""
-    limit = _like(x, bound)
-    return tirx.Select(x < limit, limit, x)
+    return at_least(x, _like(x, bound))
 
 
 @_once
 def minimum(x: Expr, bound: float) -> Expr:
     """min(x, bound); NaN stays NaN."""
-    limit = _like(x, bound)
-    return tirx.Select(x > limit, limit, x)
+    return at_most(x, _like(x, bound))
 
 
 _EXP = (0.4999999403953552, 0.16666509211063385, 0.04166852682828903, 0.00837013591080904, 0.0013811656972393394)

@@ -71,7 +71,7 @@ def _rows(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
     constant = spec.weight_side == "b"
     per_row = epilogue.bias and spec.bias_axis == "m"
 
-    e = Emitter(symbol, parallel, target.dtype)
+    e = Emitter(symbol, parallel, target.dtype, target.max_keeps_nan)
     a = e.param("a", a_count * spec.m * spec.k)
     b = e.param("b", b_count * (packed if constant else spec.k * spec.n))
     bias = array_or_none(e, epilogue.bias, "bias", spec.m if per_row else sweeps * columns)
@@ -196,7 +196,7 @@ def _constant_left(spec: MatMulSpec, target: Target, parallel: bool) -> Kernel:
     b_count = spec.batch if spec.b_batched else 1
     per_column = spec.epilogue.bias and spec.bias_axis == "n"
 
-    e = Emitter(symbol, parallel, target.dtype)
+    e = Emitter(symbol, parallel, target.dtype, target.max_keeps_nan)
     a = e.param("a", a_count * product.packed_weights)
     b = e.param("b", b_count * spec.k * spec.n)
     bias = array_or_none(e, spec.epilogue.bias, "bias", spec.n if per_column else product.packed_bias)

@@ -42,7 +42,7 @@ def pool2d(spec: PoolSpec, target: Target, parallel: bool = False) -> Kernel:
     average = spec.kind == "average"
     empty = 0.0 if average else -np.inf
 
-    e = Emitter(symbol, parallel, target.dtype)
+    e = Emitter(symbol, parallel, target.dtype, target.max_keeps_nan)
     x = e.param("x", planes * plane)
     scale = array_or_none(e, average, "scale", out_plane)
     y = e.param("y", planes * out_plane)
@@ -100,7 +100,7 @@ def global_pool(kind: str, planes: int, elements: int, target: Target, parallel:
     if kind not in ("max", "average", "sum") or min(planes, elements) < 1:
         raise SecateurError("E_SPEC", f"no global pooling '{kind}' of {planes} x {elements}")
     symbol = symbol_for("globalpool", (kind, planes, elements), target, parallel)
-    e = Emitter(symbol, parallel, target.dtype)
+    e = Emitter(symbol, parallel, target.dtype, target.max_keeps_nan)
     x, y = e.param("x", planes * elements), e.param("y", planes)
     combine = largest if kind == "max" else _add
     slots = min(planes, 4 * GRAINS)

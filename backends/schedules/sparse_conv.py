@@ -126,7 +126,7 @@ class _Builder:
         )
         workspace = together * self.tiles.scratch
         symbol = symbol_for("sparse_conv", self.spec, self.target, self.parallel)
-        e = Emitter(symbol, self.parallel, self.target.dtype)
+        e = Emitter(symbol, self.parallel, self.target.dtype, self.target.max_keeps_nan)
         self.x = e.param("x", conv.batch * conv.in_channels * conv.height * conv.width)
         self.arrays = self.weights.declare(e, conv.epilogue.bias)
         size = conv.batch * conv.out_channels * self.pixels

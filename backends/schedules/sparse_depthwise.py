@@ -113,7 +113,7 @@ class _Builder:
     def build(self) -> Kernel:
         conv, second = self.conv, self.second
         symbol = symbol_for("sparse_depthwise", self.spec, self.target, self.parallel)
-        e = Emitter(symbol, self.parallel, self.target.dtype)
+        e = Emitter(symbol, self.parallel, self.target.dtype, self.target.max_keeps_nan)
         self.x = e.param("x", conv.batch * conv.in_channels * conv.height * conv.width)
         self.arrays = self.weights.declare(e, conv.epilogue.bias)
         self.w = e.param("taps", second.out_channels * second.kernel[0] * second.kernel[1])

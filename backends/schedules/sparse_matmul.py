@@ -157,7 +157,7 @@ class _Rows:
     def build(self) -> Kernel:
         product = self.product
         symbol = symbol_for("sparse_matmul", self.spec, self.target, self.parallel)
-        e = Emitter(symbol, self.parallel, self.target.dtype)
+        e = Emitter(symbol, self.parallel, self.target.dtype, self.target.max_keeps_nan)
         self.a = e.param("a", self.height * product.k)
         self.arrays = self.weights.declare(e, product.epilogue.bias)
         self.residual = array_or_none(e, product.epilogue.residual, "residual", self.height * product.n)

@@ -6,19 +6,31 @@ registers. Groups of rows whose windows leave the plane at the top or bottom hav
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from tvm import tirx
 
 from backends.schedules import rows
-from backends.schedules.emit import LINE, Array, Emitter, Expr, Index, const, shuffle
+from backends.schedules.emit import LINE, Array, Emitter, Expr, Index, Registers, const, shuffle
 from backends.schedules.windows import Combine, Finish, Geometry
 
 #: Groups of rows at the top and at the bottom that may have code of their own, together.
 _MOST_EDGES = 6
 #: Multiply-adds of straight code for one tile.
 _MOST_TAPS = 512
+#: As many of a vector of columns that is swept from top to bottom.
+_MOST_SWEPT = 720
+#: Planes that the first-level cache holds at least of those that are swept, which jumps from line to line.
+_SWEPT_PLANES = 8
+#: Neighbouring vectors of columns that are swept at once.
+_ABREAST = 2
+#: Taps above which the sweep is held back from loading ahead.
+_FREE_TAPS = 9
+#: What each column of taps multiplies, by its number.
+_Under: TypeAlias = list[tuple[int, Expr]]
 #: Vectors of a row that are unrolled.
 _UNROLL = 2
 
@@ -107,27 +119,57 @@ class _Tile:
 
 
 @dataclass(frozen=True)
+class _Column:
+    """A piece of every row of a plane: places in x and y are known distances from where it begins there."""
+
+    piece: _Piece
+    pixels: _Pixels
+    sums: Registers
+    begin: Index
+    to: Index
+
+    @classmethod
+    def of(cls, tile: _Tile, windows: WindowsInPlace, piece: _Piece, base: Index, out: Index) -> _Column:
+        """The column of `piece` in the planes at `base` and `out`."""
+        e, stride = tile.e, windows.strides[1]
+        begin, to, fixed = e.let(base + piece.at * stride), e.let(out + piece.at), replace(piece, at=0)
+        pixels = _Pixels(e, tile.x, windows.width, stride, fixed)
+        return cls(fixed, pixels, e.registers(windows.together, piece.width), begin, to)
+
+
+@dataclass(frozen=True)
 class WindowsInPlace(Geometry):
     """Windows of stride 1 or 2 along a row, over a plane that holds at least a vector.
 
     ahead: ask for the lines of the next group of rows, for planes that come from beyond the second-level cache.
+    swept: small planes are computed line by line from top to bottom, as one group of rows, so that few sums and pixels
+    are in flight at once.
     """
 
     ahead: bool = False
+    swept: bool = False
 
     @property
     def applies(self) -> bool:
         """Whether the plane can be read in place, with little code."""
         (kh, kw), stride, width = self.kernel, self.strides[1], max(w for _, w, _ in self.pieces)
         room = self.width if stride == 2 or self.height == 1 else 2 * self.width
-        few = len(self._edges) <= _MOST_EDGES and kh * kw * self.together <= _MOST_TAPS
+        few = self.sweeps or (len(self._edges) <= _MOST_EDGES and kh * kw * self.together <= _MOST_TAPS)
         return stride <= 2 and width <= room and few
 
     @property
     def together(self) -> int:
         """Output rows computed at once: enough sums in flight, few enough registers."""
+        if self.sweeps:
+            return self.out_height
         most = max(1, self.target.vector_registers // 4 // self.strides[0])
         return -(-self.out_height // -(-self.out_height // most))
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether this plane is small enough to be swept."""
+        small = _SWEPT_PLANES * self.height * self.width * self.target.itemsize <= self.target.l1_bytes
+        return self.swept and small and self.kernel[0] * self.kernel[1] * self.out_height <= _MOST_SWEPT
 
     @property
     def groups(self) -> int:
@@ -222,7 +264,10 @@ class WindowsInPlace(Geometry):
         base = e.let(x_at + (row * self.strides[0] - self.top) * self.width)
         out = e.let(y_at + row * self.out_width)
         lines, last = self._lines(base, *ends), groups[-1] == self.groups - 1
-        self._each_piece(e, lambda piece: self._tile(tile, base, lines, piece, out, last))
+        if self.sweeps:
+            self._each_piece(e, lambda pieces: self._sweep(tile, base, lines, pieces, out), _ABREAST)
+        else:
+            self._each_piece(e, lambda pieces: self._tile(tile, base, lines, pieces[0], out, last), 1)
 
     def _lines(self, base: Index, lowest: int, highest: int) -> dict[int, _Line]:
         """The lines of a group whose first row is between the two, by their distance from the first."""
@@ -234,19 +279,32 @@ class WindowsInPlace(Geometry):
                 found[i] = _Line(base + i * self.width, before, after)
         return found
 
-    def _each_piece(self, e: Emitter, tile: Callable[[_Piece], None]) -> None:
-        """Pieces of a row in order; many whose windows stay inside share code."""
+    def _each_piece(self, e: Emitter, tile: Callable[[list[_Piece]], None], most: int) -> None:
+        """Pieces of a row in order, at most so many neighbours at once; many whose windows stay inside share code."""
         pieces = [_Piece(place, width, stored, place) for place, width, stored in self.pieces]
         inner = [p for p in pieces if p.width == self.lanes == p.stored and self._stays_inside(p)]
         looped = (
-            inner if len(inner) > _UNROLL and inner[-1].place == inner[0].at + self.lanes * (len(inner) - 1) else []
+            inner
+            if len(inner) > self._unrolled and inner[-1].place == inner[0].at + self.lanes * (len(inner) - 1)
+            else []
         )
-        for piece in pieces:
-            if piece not in looped:
-                tile(piece)
-            elif piece == looped[0]:
-                with e.loop(len(looped)) as i:
-                    tile(_Piece(e.let(piece.at + i * self.lanes), piece.width, piece.stored, None))
+        before = pieces.index(looped[0]) if looped else len(pieces)
+        for start in range(0, before, most):
+            tile(pieces[start : min(start + most, before)])
+        if looped:
+            with e.loop(len(looped)) as i:
+                tile([_Piece(e.let(looped[0].at + i * self.lanes), self.lanes, self.lanes, None)])
+            for start in range(before + len(looped), len(pieces), most):
+                tile(pieces[start : start + most])
+
+    @property
+    def _unrolled(self) -> int:
+        """Vectors of a row that have code of their own each.
+
+        What is swept shares no pixels with its neighbours then, which would have to wait in memory for them.
+        """
+        reach = (self.kernel[1] - 1) * self.dilations[1]
+        return 1 if self.sweeps and (reach >= self.lanes or self.strides[1] > 1) else _UNROLL
 
     def _stays_inside(self, piece: _Piece) -> bool:
         """True if all taps of the piece, and the vectors that hold them, lie within the row."""
@@ -280,11 +338,7 @@ class WindowsInPlace(Geometry):
         sums = e.registers(self.together, width)
         for r in range(self.together):
             sums[r] = tile.start(width)
-        for kx in range(kw):
-            shift = kx * self.dilations[1] - self.left
-            columns = self._columns(piece, shift)
-            if not any(c is not None for c in columns):
-                continue
+        for kx, shift, columns in self._taps(piece):
             seen: dict[int, Expr] = {}
             for r in range(self.together):
                 for ky in range(kh):
@@ -297,7 +351,62 @@ class WindowsInPlace(Geometry):
         if self.ahead:
             self._prefetch(tile.x, base, piece)
         for r in range(self.together):
-            to = e.let(out + r * self.out_width + piece.at)
-            value = e.name(tile.finish(sums[r], to, width, piece.stored))
-            whole = tile.whole and not (last and r == self.together - 1)
-            rows.store_part(tile.y, to, value, width, width if whole else piece.stored)
+            self._store(tile, sums[r], piece, out, r, tile.whole and not (last and r == self.together - 1))
+
+    def _taps(self, piece: _Piece) -> Iterator[tuple[int, int, list[int | None]]]:
+        """Each column of taps that meets the plane, how far it is from its output, and the columns under it."""
+        for kx in range(self.kernel[1]):
+            shift = kx * self.dilations[1] - self.left
+            columns = self._columns(piece, shift)
+            if any(c is not None for c in columns):
+                yield kx, shift, columns
+
+    def _store(self, tile: _Tile, total: Expr, piece: _Piece, out: Index, r: int, whole: bool = False) -> None:
+        to = tile.e.let(out + r * self.out_width + piece.at)
+        value = tile.e.name(tile.finish(total, to, piece.width, piece.stored))
+        rows.store_part(tile.y, to, value, piece.width, piece.width if whole else piece.stored)
+
+    def _sweep(self, tile: _Tile, base: Index, lines: dict[int, _Line], pieces: list[_Piece], out: Index) -> None:
+        """Neighbouring pieces of all rows, each row from the first line that it needs to the last.
+
+        What a line holds is loaded before the one above it is multiplied. Where few multiply-adds use a vector, or many
+        factors stand in registers, code generation would load whole planes ahead and run out of registers: asking for
+        a line of the next plane, across which it moves no load, keeps it from that.
+        """
+        kh, sh, dh = self.kernel[0], self.strides[0], self.dilations[0]
+        needed = {
+            r: {r * sh + ky * dh: ky for ky in range(kh) if r * sh + ky * dh in lines} for r in range(self.together)
+        }
+        users = {index: [(r, at[index]) for r, at in needed.items() if index in at] for index in sorted(lines)}
+        columns = [_Column.of(tile, self, piece, base, out) for piece in pieces]
+        steps = [(column, index) for index, rows_above in users.items() if rows_above for column in columns]
+        under: _Under = []
+        finished = [(column, r) for column in columns for r, at in needed.items() if not at]
+        for column, r in finished:
+            column.sums[r] = tile.start(column.piece.width)
+        for step, following in zip([None, *steps], [*steps, None], strict=True):
+            loaded, under = under, self._under(*following, lines) if following else []
+            if step is None:
+                continue
+            column, index = step
+            if self._held_back:
+                tile.x.prefetch(column.begin + (index + self.height) * self.width)
+            for done, r in finished:
+                self._store(tile, done.sums[r], done.piece, done.to, r)
+            for r in (r for r, _ in users[index] if index == min(needed[r])):
+                column.sums[r] = tile.start(column.piece.width)
+            for (kx, value), (r, ky) in itertools.product(loaded, users[index]):
+                tap = ky * self.kernel[1] + kx
+                column.sums[r] = tile.combine(column.sums[r], value, tap, column.piece.width)
+            finished = [(column, r) for r, _ in users[index] if index == max(needed[r])]
+        for done, r in finished:
+            self._store(tile, done.sums[r], done.piece, done.to, r)
+
+    @property
+    def _held_back(self) -> bool:
+        return self.strides[1] > 1 or self.kernel[0] * self.kernel[1] > _FREE_TAPS
+
+    def _under(self, column: _Column, index: int, lines: dict[int, _Line]) -> _Under:
+        """The pixels of one line that each column of taps multiplies."""
+        here = replace(lines[index], at=column.begin + index * self.width)
+        return [(kx, column.pixels.under(index, here, shift, at)) for kx, shift, at in self._taps(column.piece)]

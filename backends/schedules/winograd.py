@@ -240,7 +240,7 @@ class _Builder:
         workspace = self.stage_at + (0 if self.on_stack else self.slots * tiling.scratch)
         self.out_plane = spec.out_height * spec.out_width
 
-        e = Emitter(symbol, self.parallel)
+        e = Emitter(symbol, self.parallel, max_keeps_nan=self.target.max_keeps_nan)
         self.x = e.param("x", spec.batch * spec.in_channels * spec.height * spec.width)
         self.w = e.param("w", product.matrices * product.packed_weights)
         self.bias = array_or_none(e, epilogue.bias, "bias", spec.out_channels)

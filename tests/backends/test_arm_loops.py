@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import tvm
 
 from backends.schedules.codegen import object_code
+from backends.schedules.epilogue import Epilogue
 from backends.selection import choose_conv
 from backends.target import target
-from tests.benchmarks.bench_arm import pointwise, product_loop, weights_of, window
+from tests.benchmarks.bench_arm import ARM, pointwise, product_loop, weights_of, window
 from tests.benchmarks.loops import PEAK, cycles, disassemble, tool
 
 pytestmark = pytest.mark.skipif(
@@ -35,6 +38,42 @@ def test_inner_loops_keep_to_registers_and_near_the_peak(spec: object, block: in
     assert loop.spills == 0, "\n".join(loop.instructions)
     for cpu, peak in PEAK.items():
         assert loop.fmla / cycles(loop, cpu) / peak >= share, f"{cpu}\n" + "\n".join(loop.instructions)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "share"),
+    [
+        (7, 3, 1, 0.7),
+        (14, 3, 1, 0.5),
+        (14, 3, 2, 0.4),
+        (28, 3, 1, 0.7),
+        (28, 3, 2, 0.33),
+        (56, 3, 1, 0.7),
+        (56, 3, 2, 0.6),
+        (7, 5, 1, 0.75),
+        (14, 5, 1, 0.8),
+        (14, 5, 2, 0.55),
+        (28, 5, 1, 0.8),
+    ],
+)
+def test_depthwise_windows_keep_to_registers(size: int, kernel: int, stride: int, share: float) -> None:
+    """Their multiply-adds come with loads, and halves of vectors, so that the share of the peak is less."""
+    label, loop = product_loop(window(96, size, groups=96, stride=stride, kernel=kernel), 0)
+    assert label.startswith("depthwise_conv2d")
+    assert loop.spills == 0, "\n".join(loop.instructions)
+    for cpu, peak in PEAK.items():
+        assert loop.fmla / cycles(loop, cpu) / peak >= share, cpu
+
+
+def test_what_limits_a_result_is_one_instruction() -> None:
+    """Comparing, choosing and keeping NaN took four for both limits."""
+    spec = dataclasses.replace(pointwise(64, 14), epilogue=Epilogue(activation="clip", alpha=0.0, beta=6.0))
+    kernel = choose_conv(spec, weights_of(spec, 0), ARM).chosen.make(ARM, True)
+    code = object_code(tvm.IRModule({kernel.symbol: kernel.func}), ARM)
+    found = [text for body in disassemble(code).values() for _, text in body]
+    assert any(text.startswith("fmax v") for text in found)
+    assert any(text.startswith("fmin v") for text in found)
+    assert not any(text.startswith(("fcm", "bif", "bit", "bsl")) for text in found)
 
 
 def test_code_for_all_has_no_instruction_that_the_first_processors_lack() -> None:

@@ -36,6 +36,7 @@ from backends.schedules import (
     tanh,
 )
 from backends.schedules.epilogue import exp_quick
+from backends.schedules.windows_in_place import WindowsInPlace
 from backends.target import Target, target, target_names
 from compiler.errors import SecateurError
 from tests.backends.schedules_harness import TOLERANCE, Library
@@ -145,6 +146,30 @@ def test_any_convolution_agrees_with_torch(spec: ConvSpec, on: Target, parallel:
     arrays, expected, w, bias = conv_case(spec)
     kernel = conv2d(spec, on, parallel)
     check(kernel, arrays | kernel.pack(w, bias), expected, on, at_end)
+
+
+BY_LANE = dataclasses.replace(NATIVE, vector_bytes=16, vector_registers=24, multiplies_by_lane=True)
+
+
+@st.composite
+def swept_specs(draw) -> ConvSpec:
+    """Depthwise windows over planes that are swept from top to bottom where vectors are multiplied by lanes."""
+    kernel, strides, dilations = draw(pairs(1, 5)), draw(pairs(1, 2)), draw(pairs(1, 2))
+    pads, size = draw(st.tuples(*[numbers(0, 3)] * 4)), draw(pairs(4, 31))
+    groups = draw(numbers(1, 3))
+    need = [max(1, dilations[i] * (kernel[i] - 1) + 1 - pads[i] - pads[i + 2]) for i in range(2)]
+    plane, outputs = [max(size[i], need[i]) for i in range(2)], groups * draw(numbers(1, 2))
+    return ConvSpec(1, groups, *plane, outputs, kernel, strides, pads, dilations, groups, draw(epilogues))
+
+
+@examples(20)
+@given(swept_specs(), st.booleans())
+def test_small_planes_are_swept_from_top_to_bottom(spec: ConvSpec, at_end: bool) -> None:
+    windows = WindowsInPlace.of(spec, BY_LANE, swept=True)
+    assert windows.sweeps
+    arrays, expected, w, bias = conv_case(spec)
+    kernel = conv2d(spec, BY_LANE)
+    check(kernel, arrays | kernel.pack(w, bias), expected, BY_LANE, at_end)
 
 
 PAD = (1, 1, 1, 1)

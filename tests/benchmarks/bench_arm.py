@@ -42,6 +42,22 @@ IN_HALF = ("dense", "90 % sparse")
 """Variants that are counted in half precision too, which qemu computes in software: 30 million products a second."""
 PAGE = Path(__file__).parents[2] / "docs" / "arm-performance.md"
 TOLERANCE = 1e-4
+DEPTHWISE = (
+    (3, 32, 112, 1),
+    (3, 64, 112, 2),
+    (3, 128, 56, 1),
+    (3, 128, 56, 2),
+    (3, 256, 28, 1),
+    (3, 256, 28, 2),
+    (3, 512, 14, 1),
+    (3, 512, 14, 2),
+    (3, 1024, 7, 1),
+    (5, 240, 28, 1),
+    (5, 480, 14, 1),
+    (5, 672, 14, 2),
+    (5, 1152, 7, 1),
+)
+"""Kernel, channels, size and stride of the depthwise layers of MobileNetV1 and EfficientNet-B0."""
 _FEW = 4
 """Multiply-adds of the least loop that counts as a product's inner loop."""
 
@@ -51,9 +67,10 @@ def pointwise(channels: int, size: int) -> ConvSpec:
     return ConvSpec(batch=1, in_channels=channels, out_channels=channels, height=size, width=size, kernel=(1, 1))
 
 
-def window(channels: int, size: int, groups: int = 1, stride: int = 1) -> ConvSpec:
-    """A 3x3 convolution."""
-    return ConvSpec(1, channels, size, size, channels, (3, 3), (stride, stride), (1, 1, 1, 1), (1, 1), groups)
+def window(channels: int, size: int, groups: int = 1, stride: int = 1, kernel: int = 3) -> ConvSpec:
+    """A 3x3 convolution, or another of an odd size."""
+    pads = (kernel // 2,) * 4
+    return ConvSpec(1, channels, size, size, channels, (kernel,) * 2, (stride,) * 2, pads, (1, 1), groups)
 
 
 def cases() -> Iterator[tuple[str, ConvSpec, int]]:
@@ -65,7 +82,10 @@ def cases() -> Iterator[tuple[str, ConvSpec, int]]:
             yield label, pointwise(channels, size), block
     yield "dense 3x3 of stride 2, 64 channels, 56x56", window(64, 56, stride=2), 0
     yield "dense 3x3, 128 channels, 28x28", window(128, 28), 0
-    yield "depthwise 3x3, 512 channels, 14x14", window(512, 14, groups=512), 0
+    for kernel, channels, size, stride in DEPTHWISE:
+        steps = " of stride 2" if stride == 2 else ""
+        label = f"depthwise {kernel}x{kernel}{steps}, {channels} channels, {size}x{size}"
+        yield label, window(channels, size, channels, stride, kernel), 0
 
 
 def weights_of(spec: ConvSpec, block: int) -> np.ndarray:
@@ -204,17 +224,20 @@ two 128-bit multiply-adds a cycle on Neoverse N1 and one on Cortex-A55 (Arm's op
 that the loop moves to or from the stack.
 
 In each kernel this is the loop where multiply-adds are densest: of Winograd's method the products, not the transforms
-of tiles, which do spill, as windows of depthwise layers over planes of 14x14 do. Blocks of one channel load a vector
-for each multiply-add, which no tile can hide. LLVM's model of Cortex-A55 would start two multiply-adds a cycle; where
-it does, the peak is what counts.
+of tiles, which do spill. Blocks of one channel load a vector for each multiply-add, which no tile can hide. LLVM's
+model of Cortex-A55 would start two multiply-adds a cycle; where it does, the peak is what counts.
 
 The code is arranged for Cortex-A55, which takes instructions in order (LLVM unrolls loops four times and loads operands
 between multiply-adds), with the instructions of ARMv8.0 alone; Neoverse N1 loses nothing by that. Three things follow:
 tiles fill 24 of 32 registers, because operands are loaded ahead; weights are loaded as vectors, of which a multiply-add
 takes one lane; a step of a sparse product finds out where the next one reads.
 
-Windows of depthwise layers: a branch of its own for each vector of a row removes the spills that are left, but takes
-half as long again on Cortex-A55 (14x14), which then waits at the beginning and end of each; so they stay together.
+Depthwise layers over planes of up to 4 KB are computed from top to bottom, one line of pixels after the other, two
+vectors of columns at a time: only the sums of the rows that the line belongs to are in flight, each pixel is loaded
+once, and the next line while this one is multiplied. With stride 2 or 25 taps LLVM would load many lines ahead and
+run out of registers; a prefetch, across which it moves no load, holds it back. Two outputs of a row of 14, and of
+stride 2 what the loop does to sort out odd and even columns, keep them from the peak; multiply-adds of half a vector
+are not counted.
 
 """
 NETWORK = """
