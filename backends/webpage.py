@@ -57,7 +57,6 @@ def page_files(page: Page, program: Program, sides: list[Side], threads: bool = 
     title = html.escape(program.name or "model")
     config = {
         "models": [vars(side) for side in sides],
-        "inputs": [_tensor(b) for b in program.inputs],
         "outputs": [_tensor(b) | {"kind": output_kind(b)} for b in program.outputs],
         "picture": _picture(program.inputs),
         "labels": list(page.labels),

@@ -18,7 +18,7 @@ from backends.lowering.layout import shape_of
 from backends.lowering.pairs import PAIR
 from backends.lowering.rules import INTERNAL, lowering
 from backends.schedules.conv_transpose import conv_transpose2d
-from backends.schedules.emit import Array, Emitter, Expr
+from backends.schedules.emit import Array, Emitter, Expr, Index
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel
 from backends.schedules.specs import ConvSpec, ConvTransposeSpec
@@ -201,6 +201,13 @@ def _transposed_window(
     return Window(kernel, strides, dilations, tuple(pads)), extra
 
 
+def _store(e: Emitter, epilogue: Epilogue, y: Array, index: Index, value: Expr, residual: Array | None) -> None:
+    """The rest of the epilogue of one element, and its store."""
+    if residual is not None:
+        value = value + residual.load(index)
+    y.store(index, epilogue.apply(e.let(value)) if epilogue.activation else value)
+
+
 def _direct_transposed(e: Emitter, spec: DirectConvSpec, *arrays: Array) -> None:
     """Each output pixel gathers the input pixels whose taps land on it."""
     x, w, y = arrays[0], arrays[1], arrays[-1]
@@ -232,13 +239,8 @@ def _direct_transposed(e: Emitter, spec: DirectConvSpec, *arrays: Array) -> None
                 acc[0] = acc[0] + value * weight
 
         nest(e, spec.window.kernel, tap)
-        value = acc[0]
-        if bias is not None:
-            value = value + bias.load(channel)
-        index = e.let(flat_index(indices, y_strides))
-        if residual is not None:
-            value = value + residual.load(index)
-        y.store(index, spec.epilogue.apply(e.let(value)) if spec.epilogue.activation else value)
+        value = acc[0] if bias is None else acc[0] + bias.load(channel)
+        _store(e, spec.epilogue, y, e.let(flat_index(indices, y_strides)), value, residual)
 
     nest(e, (n, channels, *space), pixel, parallel=True)
 
@@ -273,12 +275,7 @@ def _direct(e: Emitter, spec: DirectConvSpec, *arrays: Array) -> None:
                 acc[0] = acc[0] + value * w.load(flat_index([channel, ci, *offsets], w_strides))
 
         nest(e, (inner, *spec.window.kernel), tap)
-        value = acc[0]
-        if bias is not None:
-            value = value + bias.load(channel)
-        index = e.let(flat_index(indices, y_strides))
-        if residual is not None:
-            value = value + residual.load(index)
-        y.store(index, spec.epilogue.apply(e.let(value)) if spec.epilogue.activation else value)
+        value = acc[0] if bias is None else acc[0] + bias.load(channel)
+        _store(e, spec.epilogue, y, e.let(flat_index(indices, y_strides)), value, residual)
 
     nest(e, (n, channels, *space), pixel, parallel=n > 1 or channels > 1)

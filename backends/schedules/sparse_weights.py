@@ -75,12 +75,17 @@ class SparseWeights:
             "values": np.concatenate([part.values.reshape(-1) for part in parts]),
             "positions": np.concatenate(places).astype(self.index),
             "starts": np.concatenate([*starts, ends[-1:]]).astype(np.int32),
-            "order": np.concatenate([part.order.reshape(-1) for part in parts]).astype(np.int32),
         }
-        if bias is not None:
-            split = np.asarray(bias, np.float32).reshape(self.matrices, self.rows)
-            packed["bias"] = np.concatenate([b[part.order.reshape(-1)] for b, part in zip(split, parts, strict=True)])
-        return packed
+        return packed | _by_rows([part.order.reshape(-1) for part in parts], bias)
+
+
+def _by_rows(orders: Sequence[np.ndarray], bias: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The order of each matrix's rows, and a bias [matrices x rows] in that order."""
+    packed = {"order": np.concatenate(orders).astype(np.int32)}
+    if bias is not None:
+        split = np.asarray(bias, np.float32).reshape(len(orders), -1)
+        packed["bias"] = np.concatenate([part[order] for part, order in zip(split, orders, strict=True)])
+    return packed
 
 
 @dataclass(frozen=True)
@@ -219,12 +224,8 @@ class PatternWeights:
             "positions": np.concatenate([table[part.columns] for part in parts]).astype(self.index),
             "starts": np.concatenate([*starts, entries[-1:]]).astype(np.int32),
             "firsts": np.concatenate([p.firsts + s for p, s in zip(parts, sizes[:-1], strict=True)]).astype(np.int32),
-            "order": np.concatenate([part.order.reshape(-1) for part in parts]).astype(np.int32),
         }
-        if bias is not None:
-            split = np.asarray(bias, np.float32).reshape(self.matrices, self.rows)
-            packed["bias"] = np.concatenate([b[part.order.reshape(-1)] for b, part in zip(split, parts, strict=True)])
-        return packed
+        return packed | _by_rows([part.order.reshape(-1) for part in parts], bias)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 /* The page: chooses an input, lets the worker run the models on it, shows what comes out and how long it takes. */
+import { inputs, zeros } from "../index.js";
 import { config } from "./config.js";
 import { drawTensor, showOutputs } from "./show.js";
 
@@ -101,30 +102,11 @@ async function measure() {
 
 function showInputs() {
   elements.pictures.replaceChildren();
-  for (const tensor of config.inputs) {
+  for (const tensor of inputs) {
     const canvas = make("canvas", { dataset: { input: tensor.name } });
     if (drawTensor(canvas, values[tensor.name], tensor.shape, config)) elements.pictures.append(canvas);
     else elements.pictures.append(make("p", { textContent: `${tensor.name}: ${tensor.dtype}[${tensor.shape.join(", ")}]` }));
   }
-}
-
-const ARRAYS = {
-  float32: Float32Array,
-  float64: Float64Array,
-  float16: Uint16Array,
-  int64: BigInt64Array,
-  uint64: BigUint64Array,
-  int32: Int32Array,
-  uint32: Uint32Array,
-  int16: Int16Array,
-  uint16: Uint16Array,
-  int8: Int8Array,
-  uint8: Uint8Array,
-  bool: Uint8Array,
-};
-
-function length(tensor) {
-  return tensor.shape.reduce((a, b) => a * b, 1);
 }
 
 /* Normal numbers from a fixed seed; zeros for integers, which may be indices. */
@@ -136,8 +118,8 @@ function noise() {
   };
   const normal = () => Math.sqrt(-2 * Math.log(random())) * Math.cos(2 * Math.PI * random());
   return Object.fromEntries(
-    config.inputs.map((tensor) => {
-      const array = new ARRAYS[tensor.dtype](length(tensor));
+    inputs.map((tensor) => {
+      const array = zeros(tensor);
       return [tensor.name, tensor.dtype === "float32" || tensor.dtype === "float64" ? array.map(normal) : array];
     }),
   );
@@ -152,9 +134,11 @@ async function sample(index) {
     samples = await response.arrayBuffer();
   }
   return Object.fromEntries(
-    config.inputs.map((tensor) => {
-      const { at, bytes: size } = config.samples.tensors[tensor.name];
-      return [tensor.name, new ARRAYS[tensor.dtype](samples.slice(at + index * size, at + (index + 1) * size))];
+    inputs.map((tensor) => {
+      const { at, bytes } = config.samples.tensors[tensor.name];
+      const array = zeros(tensor);
+      new Uint8Array(array.buffer).set(new Uint8Array(samples, at + index * bytes, bytes));
+      return [tensor.name, array];
     }),
   );
 }
