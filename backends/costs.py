@@ -83,6 +83,7 @@ FITTED = SparseCosts()
 #: and the least ones from llvm-mca's model of Neoverse N1 (`make bench-arm`), which starts four cycles later with a sum
 #: that it has just added to; memory from Arm's Neoverse N1 software optimisation guide (two 16-byte loads a cycle; one
 #: vector of four lies across a line of 64 bytes where rows are not aligned; half the width from the second level).
+#: Of today's loops, arranged for Cortex-A55, they tell what its model does to 7 %, and Neoverse N1's to 17 %.
 NEON = SparseCosts(
     near=1.1,
     across=1.4,
