@@ -36,8 +36,10 @@ class Target:
     of artifact is made for it (see `backends.packaging`). costs: what selection goes by, instead of the numbers of this
     kind of processor; they name no code, so that equal kernels have equal symbols. compact: no layer's weights may be
     stored larger than they are, and smaller ones are worth some time. multiplies_by_lane: vectors are multiplied by one
-    lane of another as fast as by a whole one, so that factors are loaded several at a time. dtype: the element type
-    that schedules hold and multiply numbers in; `computing` gives another one, with the features that it takes.
+    lane of another as fast as by a whole one, so that factors are loaded several at a time. few_in_flight: what
+    compiles the code further moves loads far ahead and spills what registers then lack, so schedules keep few vectors
+    in flight, also where that takes a few loads and stores more. dtype: the element type that schedules hold and
+    multiply numbers in; `computing` gives another one, with the features that it takes.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Target:
     costs: Costs | None = field(default=None, repr=False)
     compact: bool = field(default=False, repr=False)
     multiplies_by_lane: bool = field(default=False, repr=False)  # the triple tells it apart
+    few_in_flight: bool = field(default=False, repr=False)  # the triple tells it apart
     dtype: str = field(default="float32", repr=False)  # the features tell it apart
 
     @classmethod
@@ -248,7 +251,8 @@ _V8_ONLY = tuple(f"-{name}" for name in _AFTER_V8)
 def _arm64(name: str, triple: str, l2_bytes: int, registers: int, cpu: str, *features: str) -> Target:
     """A 64-bit ARM with NEON (128-bit vectors), for a C library."""
     features = ("+neon", *features)
-    return Target(name, triple, cpu, features, 16, registers, 32 << 10, l2_bytes, package="c", multiplies_by_lane=True)
+    found = Target(name, triple, cpu, features, 16, registers, 32 << 10, l2_bytes, package="c")
+    return replace(found, multiplies_by_lane=True, few_in_flight=True)
 
 
 def _any_arm64(name: str, triple: str, l2_bytes: int) -> Target:

@@ -61,7 +61,7 @@ def depthwise(spec: ConvSpec, target: Target, parallel: bool) -> Kernel:
     planes, plane = spec.batch * spec.in_channels, spec.height * spec.width
     multiplier, out_plane = spec.out_channels // spec.in_channels, spec.out_height * spec.out_width
     far = planes * plane * target.itemsize > target.l2_bytes // 2
-    in_place = WindowsInPlace.of(spec, target, ahead=far, swept=target.multiplies_by_lane)
+    in_place = WindowsInPlace.of(spec, target, ahead=far, swept=target.few_in_flight)
     # Rows that are halved are better copied in order, where memory is far and planes are large.
     copied = far and spec.strides[1] > 1 and not in_place.sweeps
     staged = None if in_place.applies and not copied else Windows.of(spec, target)

@@ -138,11 +138,18 @@ def load_part(source: Array, at: Index, width: int, length: int) -> Expr:
 def transpose_square(
     e: Emitter, size: int, source: Array, start: Index, pitch: int, to: Array, at: Index, to_pitch: int
 ) -> None:
-    """to[at + j * to_pitch + i] = source[start + i * pitch + j] for i, j in [0, size), a power of two, in registers.
-
-    Each round exchanges blocks half as large between rows: log2(size) shuffles for each row.
-    """
+    """to[at + j * to_pitch + i] = source[start + i * pitch + j] for i, j in [0, size), a power of two, in registers."""
     rows = [e.name(source.load(start + i * pitch, size)) for i in range(size)]
+    for j, row in enumerate(transposed(e, rows)):
+        to.store(at + j * to_pitch, row, size)
+
+
+def transposed(e: Emitter, vectors: Sequence[Expr]) -> list[Expr]:
+    """Lane i of vector j for lane j of vector i; as many vectors as they have lanes, a power of two.
+
+    Each round exchanges blocks half as large between vectors: log2(lanes) shuffles for each.
+    """
+    rows, size = list(vectors), len(vectors)
     block = size // 2
     while block:
         low = [lane if lane % (2 * block) < block else size + lane - block for lane in range(size)]
@@ -152,5 +159,4 @@ def transpose_square(
                 pair = [rows[i], rows[i + block]]
                 rows[i], rows[i + block] = e.name(shuffle(pair, low)), e.name(shuffle(pair, high))
         block //= 2
-    for j, row in enumerate(rows):
-        to.store(at + j * to_pitch, row, size)
+    return rows

@@ -19,7 +19,7 @@ from tvm import tirx
 
 from backends.costs import dense_costs
 from backends.schedules import rows as row_copies
-from backends.schedules.emit import STACK_BYTES, Array, Emitter, Expr, Index
+from backends.schedules.emit import STACK_BYTES, Array, Emitter, Expr, Index, shuffle
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel, symbol_for
 from backends.schedules.microkernel import LONG, Operands, plan
@@ -230,7 +230,10 @@ class _Builder:
         self.staged = spec.in_channels * tiling.stride
         self.share = -(-self.staged // min(self.staged, 2 * GRAINS)) if parallel else self.staged
         self.slots = -(-self.staged // self.share)
-        self.on_stack = tiling.scratch * 4 <= STACK_BYTES
+        #: Elements of the buffer through which tiles with more points than registers are transformed; 0: without.
+        many = tiling.points > target.vector_registers and tiling.together == 1
+        self.lines = tiling.size * tiling.line if target.few_in_flight and many else 0
+        self.on_stack = (tiling.scratch + self.lines) * 4 <= STACK_BYTES
 
     def build(self) -> Kernel:
         spec, epilogue, tiling, product = self.spec, self.spec.epilogue, self.tiling, self.product
@@ -340,6 +343,9 @@ class _Builder:
     def _to_points(self, e: Emitter, stage: Array, at: Index, channel: Index) -> None:
         """All points of every tile of one staged channel."""
         tiling, m, size = self.tiling, self.m, self.tiling.size
+        if self.lines:
+            self._to_points_by_lines(e, stage, at, channel)
+            return
         for first in self._groups(e, tiling):
             base, to = e.let(at + first * (m * tiling.line)), e.let(channel + first * tiling.across)
             for piece in tiling.pieces:
@@ -350,6 +356,34 @@ class _Builder:
                     for i, value in enumerate(column):
                         place = to + ((i * size + j) * self.inputs + piece.first)
                         self.scratch.store(place, value, piece.width)
+
+    def _to_points_by_lines(self, e: Emitter, stage: Array, at: Index, channel: Index) -> None:
+        """As `_to_points`, down the columns of pixels first, into a buffer of lines: few vectors are in flight."""
+        tiling, m, size, lanes = self.tiling, self.m, self.tiling.size, self.target.lanes()
+        lines, to_points = e.stack(self.lines), self.transforms.to_points
+        for first in self._groups(e, tiling):
+            base, to = e.let(at + first * (m * tiling.line)), e.let(channel + first * tiling.across)
+            with e.loop(-(-(tiling.across * m + tiling.taps - 1) // lanes)) as v:
+                offset = e.let(v * lanes)
+                values = [e.name(stage.load(base + (i * tiling.line + offset), lanes)) for i in range(size)]
+                for i, value in enumerate(multiply(e, to_points, values)):
+                    lines.store(i * tiling.line + offset, value, lanes)
+            with e.loop(size) as i:
+                line, row = e.let(i * tiling.line), e.let(to + i * (size * self.inputs))
+                for piece in tiling.pieces:
+                    square = piece.count == piece.width == m == lanes
+                    pixels = (self._square if square else self._pixels)(e, lines, line, piece)
+                    for j, value in enumerate(multiply(e, to_points, pixels)):
+                        self.scratch.store(row + (j * self.inputs + piece.first), value, piece.width)
+
+    def _square(self, e: Emitter, stage: Array, base: Index, piece: Piece) -> list[Expr]:
+        """As `_pixels`, of as many tiles as they have outputs: pixel m + j is pixel j of the next tile."""
+        m, first = self.m, base + piece.first * self.m
+        columns = row_copies.transposed(e, [e.name(stage.load(first + c * m, m)) for c in range(m)])
+        for j in range(self.tiling.taps - 1):
+            beyond = e.name(stage.load(first + (m * m + j), m))
+            columns.append(e.name(shuffle([columns[j], beyond], range(1, m + 1))))
+        return columns
 
     def _pixels(self, e: Emitter, stage: Array, base: Index, piece: Piece) -> list[Expr]:
         """Pixel j of each tile of a vector, for every j; `base` is where the first row of tiles begins."""
@@ -400,16 +434,19 @@ class _Builder:
         ragged = spec.out_height % m != 0
         vectors = cover(length, self.target.lanes()) if length > 0 else []
         spill = e.stack(tiling.together * m * length) if spec.epilogue.activation in LONG and length > 0 else None
+        square = bool(self.lines) and piece.count == piece.width == m == self.target.lanes()
         for r in range(tiling.together):
             for i in range(m):
                 here = e.let(row + (r * m + i))
+                tiles = row_copies.transposed(e, outputs[i]) if square else []
                 with e.when(here < spec.out_height if ragged and spill is None else True):
                     base = e.let(plane + here * spec.out_width + column)
                     for offset, width in vectors:
                         places = [
                             (p % m) * piece.width + r * piece.count + p // m for p in range(offset, offset + width)
                         ]
-                        value = e.name(gather(e, outputs[i], places))
+                        whole = square and width == m and offset % m == 0
+                        value = tiles[offset // m] if whole else e.name(gather(e, outputs[i], places))
                         if spill is not None:
                             spill.store((r * m + i) * length + offset, value, width)
                         else:

@@ -19,7 +19,18 @@ from backends.schedules.winograd import Tiling
 from backends.selection import choose_conv
 from backends.target import Target
 from tests.backends.schedules_harness import Library
-from tests.backends.test_schedules import NATIVE, TARGETS, check, conv_case, epilogues, examples, normal, numbers, pairs
+from tests.backends.test_schedules import (
+    FEW,
+    NATIVE,
+    TARGETS,
+    check,
+    conv_case,
+    epilogues,
+    examples,
+    normal,
+    numbers,
+    pairs,
+)
 
 PAD = (1, 1, 1, 1)
 #: Methods for 3x3 windows of stride 1.
@@ -94,6 +105,16 @@ def test_odd_shapes_of_other_windows_agree_with_torch(k: int, stride: int, m: in
         if min(spec.height + spec.pads[0] + spec.pads[2], spec.width + spec.pads[1] + spec.pads[3]) >= k
     ]
     compare(specs, f"winograd{m}", NATIVE)
+
+
+@pytest.mark.parametrize(("k", "stride"), [(3, 1), (7, 2)])
+def test_odd_shapes_agree_with_torch_where_few_vectors_are_in_flight(k: int, stride: int) -> None:
+    specs = [
+        dataclasses.replace(spec, kernel=(k, k), strides=(stride, stride))
+        for spec in grid()[1::3]
+        if min(spec.height + sum(spec.pads[::2]), spec.width + sum(spec.pads[1::2])) >= k
+    ]
+    compare(specs, "winograd4", FEW)
 
 
 def compare(specs: list[ConvSpec], method: str, on: Target) -> None:

@@ -224,8 +224,10 @@ two 128-bit multiply-adds a cycle on Neoverse N1 and one on Cortex-A55 (Arm's op
 that the loop moves to or from the stack.
 
 In each kernel this is the loop where multiply-adds are densest: of Winograd's method the products, not the transforms
-of tiles, which do spill. Blocks of one channel load a vector for each multiply-add, which no tile can hide. LLVM's
-model of Cortex-A55 would start two multiply-adds a cycle; where it does, the peak is what counts.
+of tiles. Those go through a buffer of lines where a tile has more points than registers, down its columns and then
+along its rows, so that what becomes points keeps to registers; on the way out a tenth of the instructions are spills
+where a row takes four vectors (56x56). Blocks of one channel load a vector for each multiply-add, which no tile can
+hide. LLVM's model of Cortex-A55 would start two multiply-adds a cycle; where it does, the peak is what counts.
 
 The code is arranged for Cortex-A55, which takes instructions in order (LLVM unrolls loops four times and loads operands
 between multiply-adds), with the instructions of ARMv8.0 alone; Neoverse N1 loses nothing by that. Three things follow:
