@@ -232,7 +232,7 @@ class _Builder:
         self.slots = -(-self.staged // self.share)
         #: Elements of the buffer through which tiles with more points than registers are transformed; 0: without.
         many = tiling.points > target.vector_registers and tiling.together == 1
-        self.lines = tiling.size * tiling.line if target.few_in_flight and many else 0
+        self.lines = tiling.size * tiling.line if (target.few_in_flight or target.loads_first) and many else 0
         self.on_stack = (tiling.scratch + self.lines) * 4 <= STACK_BYTES
 
     def build(self) -> Kernel:
