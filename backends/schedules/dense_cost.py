@@ -18,8 +18,7 @@ _GAIN = 0.95
 def dense_methods(spec: ConvSpec, target: Target) -> dict[str, float]:
     """Cycles of every method of conv2d that can compute the convolution, the one to take first."""
     found = {"direct": _direct_cycles(spec, target)}
-    if target.dtype == "float32":  # its sums of scaled pixels cancel, for which half precision has no digits to spare
-        found |= {f"winograd{m}": Tiling.of(spec, target, m).cycles for m in tile_sizes(spec)}
+    found |= {f"winograd{m}": Tiling.of(spec, target, m).cycles for m in tile_sizes(spec, target)}
     best = "direct"
     for method, cycles in found.items():
         best = method if cycles < _GAIN * found[best] else best

@@ -20,7 +20,7 @@ from backends.target import Target
 #: Fused multiply-adds that must be in flight to hide their latency.
 _LATENCY = 4.0
 #: Steps of a reduction whose sums half precision holds well enough: their rounding errors grow with the root of them.
-_NARROW_STEPS = 64
+NARROW_STEPS = 64
 #: Activations whose code is too long to be repeated for every register.
 LONG = {"sigmoid", "silu", "tanh", "gelu", "gelu_tanh", "elu", "selu", "celu", "softplus", "mish", "softsign"}
 
@@ -132,7 +132,8 @@ class Operands:
     exist, if not all may. A reduction cut in parts leaves its sums in y: one that `resumes` starts from them, only the
     one that `ends` applies residual and activation. x_streams, y_streams: the array is too large for the caches and is
     prefetched: the next tile of x, this tile of y and of the residual. w_next: elements of w that the tiles after these
-    read first, w_next_step of them to be asked for at each step. w_by_lane: see `factors`.
+    read first, w_next_step of them to be asked for at each step. w_by_lane: see `factors`. narrow_steps: after so many
+    steps a sum in half precision is added to that of the steps before.
     """
 
     x: Array
@@ -157,6 +158,7 @@ class Operands:
     w_next: Index | None = None
     w_next_step: int = 0
     w_by_lane: int = 0
+    narrow_steps: int = NARROW_STEPS
 
     def initial(self, channel: int, pixel: int, across: bool, width: int) -> Expr:
         """What a sum starts with: the bias of a vector of pixels, or (across) of channels."""
@@ -210,11 +212,11 @@ def microkernel(
             for (offset, width), acc in zip(across, group, strict=True):
                 acc[0] = acc[0] + o.w.load(w_row + offset, width) * o.x.splat(x_row + pixel * o.x_pixel, width)
 
-    if e.dtype == "float32" or (isinstance(depth, int) and depth <= _NARROW_STEPS):
+    if e.dtype == "float32" or (isinstance(depth, int) and depth <= o.narrow_steps):
         with e.loop(depth) as k:
             step(k)
     else:
-        _in_blocks(e, depth, step, [*sums, *(acc for group in single for acc in group)])
+        _in_blocks(e, depth, o.narrow_steps, step, [*sums, *(acc for group in single for acc in group)])
 
     def store(last: bool) -> None:
         how, place = (epilogue, o) if last else (Epilogue(), replace(o, residual=None))
@@ -225,17 +227,17 @@ def microkernel(
     e.choose(o.ends, lambda: store(True), lambda: store(False))
 
 
-def _in_blocks(e: Emitter, depth: Index, step: Callable[[Index], None], sums: list[Registers]) -> None:
+def _in_blocks(e: Emitter, depth: Index, steps: int, step: Callable[[Index], None], sums: list[Registers]) -> None:
     """All steps, whose sums go to memory each time that so many were added that a narrow type loses digits."""
     stored = [(acc, i, e.stack(lanes_of(acc[0]))) for acc in sums for i in range(acc.count)]
     for acc, i, total in stored:
         total.store(0, acc[i], lanes_of(acc[0]))
-    blocks = e.let(tirx.truncdiv(depth + (_NARROW_STEPS - 1), _NARROW_STEPS))
+    blocks = e.let(tirx.truncdiv(depth + (steps - 1), steps))
     with e.loop(blocks) as block:
-        first = e.let(block * _NARROW_STEPS)
+        first = e.let(block * steps)
         for acc, i, _ in stored:
             acc[i] = const(0.0, lanes_of(acc[i]), e.dtype)
-        with e.loop(e.let(tirx.min(_NARROW_STEPS, depth - first))) as k:
+        with e.loop(e.let(tirx.min(steps, depth - first))) as k:
             step(e.let(first + k))
         for acc, i, total in stored:
             lanes = lanes_of(acc[i])

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from backends.schedules.emit import Emitter, Expr, const, lanes_of
+from backends.schedules.emit import Emitter, Expr, const, dtype_of, lanes_of
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -127,4 +127,4 @@ def _combine(row: Sequence[Fraction], values: Sequence[Expr], coefficients: Sequ
 
 
 def _times(value: Expr, factor: Fraction) -> Expr:
-    return value if factor == 1 else value * const(float(factor), lanes_of(value))
+    return value if factor == 1 else value * const(float(factor), lanes_of(value), dtype_of(value))

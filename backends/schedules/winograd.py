@@ -22,7 +22,7 @@ from backends.schedules import rows as row_copies
 from backends.schedules.emit import STACK_BYTES, Array, Emitter, Expr, Index, shuffle
 from backends.schedules.epilogue import Epilogue
 from backends.schedules.kernel import Kernel, symbol_for
-from backends.schedules.microkernel import LONG, Operands, plan
+from backends.schedules.microkernel import LONG, NARROW_STEPS, Operands, plan
 from backends.schedules.product import GRAINS, Product, array_or_none
 from backends.schedules.rows import cover, gather, power_of_two_above, power_of_two_below
 from backends.schedules.specs import ConvSpec
@@ -44,12 +44,16 @@ _LITTLE, _WORTH = 0.05, 1.15
 _PARTS, _FEWEST = (1, 2, 4), 16
 
 
-def tile_sizes(spec: ConvSpec) -> tuple[int, ...]:
-    """The values of m by which the method can compute this convolution; none where it does not apply."""
+def tile_sizes(spec: ConvSpec, target: Target) -> tuple[int, ...]:
+    """The values of m by which the method can compute this convolution; none where it does not apply.
+
+    In half precision the least alone: for 3x3 m = 4 is five times as far from the sum as written, m = 2 less than twice.
+    """
     square = spec.kernel[0] == spec.kernel[1] and spec.strides[0] == spec.strides[1] <= 2
     if not square or spec.dilations != (1, 1) or spec.groups != 1:
         return ()
-    return SIZES.get(_taps(spec), ())
+    sizes = SIZES.get(_taps(spec), ())
+    return sizes if target.dtype == "float32" else sizes[:1]
 
 
 def _taps(spec: ConvSpec) -> int:
@@ -89,10 +93,14 @@ class Tiling:
         divisors = [n for n in _PARTS if n == 1 or (channels % n == 0 and channels // n >= _FEWEST)]
         tilings = [cls(spec, target, m, rows, parts) for rows in heights for parts in divisors]
         images = spec.in_channels * spec.height * spec.width + channels * spec.out_height * spec.out_width
-        most = max(_MOST_CACHES * target.l2_bytes, _MOST_IMAGES * 4 * images)
+        most = max(_MOST_CACHES * target.l2_bytes, _MOST_IMAGES * target.itemsize * images)
         fitting = [t for t in tilings if t.points_bytes <= most] or tilings[len(divisors) - 1 : len(divisors)]
         best = min(fitting, key=lambda tiling: tiling.cycles)
-        little = [t for t in fitting if t.points_bytes <= _LITTLE * 4 * images and t.cycles <= _WORTH * best.cycles]
+        little = [
+            t
+            for t in fitting
+            if t.points_bytes <= _LITTLE * target.itemsize * images and t.cycles <= _WORTH * best.cycles
+        ]
         return min(little, key=lambda tiling: tiling.cycles, default=best)
 
     @property
@@ -141,6 +149,11 @@ class Tiling:
         return self.size**2
 
     @property
+    def narrow_steps(self) -> int:
+        """Steps of a sum that is held in half precision: errors grow with the coefficients that it is multiplied by."""
+        return NARROW_STEPS if self.size <= 4 else NARROW_STEPS // 4
+
+    @property
     def weights(self) -> int:
         """Elements of the weights."""
         return self.points * self.phases * self.spec.out_channels
@@ -176,7 +189,7 @@ class Tiling:
     @property
     def points_bytes(self) -> int:
         """Bytes of all points of a block, before and after the products."""
-        return 4 * self.points * (self.elements(self.phases) + self.elements(self.outputs))
+        return self.target.itemsize * self.points * (self.elements(self.phases) + self.elements(self.outputs))
 
     @property
     def line(self) -> int:
@@ -210,7 +223,7 @@ class Tiling:
         staged, costs = self.rows * self.m * self.phases, dense_costs(self.target)
         each = costs.transformed + costs.spilled * max(0, 2 * self.size + 2 - self.target.vector_registers)
         block = _PRODUCT * product + _FAR * far + each * transformed + _STAGED * staged
-        return max(spec.batch * self.blocks * block, _WEIGHTS * 4 * self.points * self.phases * spec.out_channels)
+        return max(spec.batch * self.blocks * block, _WEIGHTS * self.target.itemsize * self.weights)
 
 
 def winograd(spec: ConvSpec, target: Target, parallel: bool = False, m: int = 2) -> Kernel:
@@ -233,7 +246,7 @@ class _Builder:
         #: Elements of the buffer through which tiles with more points than registers are transformed; 0: without.
         many = tiling.points > target.vector_registers and tiling.together == 1
         self.lines = tiling.size * tiling.line if (target.few_in_flight or target.loads_first) and many else 0
-        self.on_stack = (tiling.scratch + self.lines) * 4 <= STACK_BYTES
+        self.on_stack = (tiling.scratch + self.lines) * target.itemsize <= STACK_BYTES
 
     def build(self) -> Kernel:
         spec, epilogue, tiling, product = self.spec, self.spec.epilogue, self.tiling, self.product
@@ -243,7 +256,7 @@ class _Builder:
         workspace = self.stage_at + (0 if self.on_stack else self.slots * tiling.scratch)
         self.out_plane = spec.out_height * spec.out_width
 
-        e = Emitter(symbol, self.parallel, max_keeps_nan=self.target.max_keeps_nan)
+        e = Emitter(symbol, self.parallel, self.target.dtype, self.target.max_keeps_nan)
         self.x = e.param("x", spec.batch * spec.in_channels * spec.height * spec.width)
         self.w = e.param("w", product.matrices * product.packed_weights)
         self.bias = array_or_none(e, epilogue.bias, "bias", spec.out_channels)
@@ -269,7 +282,7 @@ class _Builder:
                 product.emit_blocks(e, tiling.points, functools.partial(self._operands, e, part))
                 with e.loop(tiling.outputs, parallel=True) as channel:
                     self._from_points(e, image, part, channel, first)
-        return Kernel(symbol, e.finish(), e.roles, workspace * 4, self.pack, spec.macs)
+        return Kernel(symbol, e.finish(), e.roles, workspace * self.target.itemsize, self.pack, spec.macs)
 
     def pack(self, weights: np.ndarray, bias: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Weights [out, in, kernel, kernel] and bias [out] as the kernel reads them."""
@@ -292,6 +305,7 @@ class _Builder:
             y=self.scratch,
             y_at=e.let(point * self.outputs + self.sums_at),
             y_channel=self.tiling.pitch,
+            narrow_steps=self.tiling.narrow_steps,
         )
 
     def _split(self, weights: np.ndarray) -> np.ndarray:
