@@ -55,7 +55,7 @@ def compile_command(
         str,
         typer.Option(
             help="single, or half: float16 arithmetic and weights, for the arm64 targets; half the bytes, fewer "
-            "instructions (but for dense 3x3 convolutions), three digits: see docs/arm.md."
+            "instructions, three digits: see docs/arm.md."
         ),
     ] = "single",
     passes: Annotated[str | None, typer.Option(help='Passes, such as "simplify,prune(ratio=0.5)".')] = None,

@@ -104,11 +104,12 @@ def test_code_for_all_has_no_instruction_that_the_first_processors_lack() -> Non
     ("spec", "block", "schedule"),
     [
         (pointwise(256, 14), 0, "pointwise_conv2d"),
-        (window(64, 28), 0, "panels_conv2d"),
+        (window(64, 28), 0, "winograd_conv2d dense 2x2"),
+        (window(64, 28, stride=2), 0, "panels_conv2d"),
         (pointwise(256, 28), 2, "sparse_conv2d 2x1"),
         (pointwise(256, 28), 4, "sparse_conv2d 4x1"),
     ],
-    ids=["dense", "panels", "2x1", "4x1"],
+    ids=["dense", "winograd", "panels", "2x1", "4x1"],
 )
 def test_half_precision_multiplies_eight_numbers_at_once_and_as_near_the_peak(
     spec: object, block: int, schedule: str

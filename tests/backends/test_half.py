@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from backends import build, load
 from backends.lowering import lower
 from backends.schedules import ConvSpec, conv2d
+from backends.schedules.dense_cost import dense_methods
 from backends.target import Target, target
 from compiler.cli import main
 from compiler.driver import HALF_TOLERANCE, Outcome, compile_outcome
@@ -21,11 +24,14 @@ from compiler.errors import SecateurError
 from compiler.ir import CheckFailed
 from compiler.ir.execute import execute, random_inputs
 from tests.backends.schedules_harness import Library
+from tests.backends.test_winograd import STEM, compare, grid
 from tests.benchmarks.half_accuracy import answers
 from tests.networks import network, network_proto
 
 BUNDLED = Path(__file__).parents[2] / "examples" / "fashion_mnist" / "fashion_cnn.onnx"
 HALF = target("arm64-linux").computing("float16")
+#: Half precision in schedules that run here.
+NATIVE = dataclasses.replace(Target.native(), vector_bytes=16, vector_registers=32, dtype="float16")
 OPERATORS = """(float[1,8,24,24] x, float[16,8,3,3] a, float[16] b, float[16,1,5,5] d, float[16,16,1,1] p,
     float[16,6,2,2] t, float[10,16] w, float[10] wb, float[24,16] k, float[24] s, float[24] sb, float[24,48] f,
     float[48] fb, float[48,24] o, float[4,2,3,3,3] c3)
@@ -119,14 +125,54 @@ def test_a_constant_that_half_cannot_hold_keeps_its_node_in_float32(constant: st
 
 def test_long_sums_are_added_up_in_blocks() -> None:
     """A sum of 4096 products keeps three digits, where plain half precision would lose one."""
-    on = dataclasses.replace(Target.native(), vector_bytes=16, vector_registers=32, dtype="float16")
     spec = ConvSpec(1, 4096, 5, 5, 16, (1, 1))
-    kernel, random = conv2d(spec, on), np.random.default_rng(0)
+    kernel, random = conv2d(spec, NATIVE), np.random.default_rng(0)
     x, w = (random.standard_normal(shape).astype(np.float16) for shape in ((4096, 25), (16, 4096)))
     packed = kernel.pack(w.astype(np.float32).reshape(16, 4096, 1, 1))
-    actual = Library([kernel.func], on).call(kernel, {"x": x} | packed, (16, 25)).astype(np.float64)
+    actual = Library([kernel.func], NATIVE).call(kernel, {"x": x} | packed, (16, 25)).astype(np.float64)
     expected = w.astype(np.float64) @ x.astype(np.float64)
     assert np.linalg.norm(actual - expected) < 2.5e-3 * np.linalg.norm(expected)
+
+
+WIDE = ConvSpec(1, 256, 14, 14, 64, (3, 3), pads=(1, 1, 1, 1))
+
+
+def winograd_error(spec: ConvSpec, method: str, pixels: np.ndarray, w: np.ndarray) -> float:
+    """Norm of the difference from the sum in double precision, relative to it."""
+    x, kernel = pixels.astype(np.float16), conv2d(spec, NATIVE, method=method)
+    exact = F.conv2d(torch.tensor(x).double(), torch.tensor(w).double(), None, spec.strides, spec.pads[:2]).numpy()
+    actual = Library([kernel.func], NATIVE).call(kernel, {"x": x} | kernel.pack(w), exact.shape)
+    return float(np.linalg.norm(actual - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize(
+    ("spec", "method", "largest"),
+    [
+        (WIDE, "direct", 2e-3),
+        (WIDE, "winograd2", 2.5e-3),
+        (STEM, "winograd3", 3.5e-3),
+        (ConvSpec(1, 64, 28, 28, 32, (5, 5), pads=(2, 2, 2, 2)), "winograd2", 5e-3),
+    ],
+)
+def test_winograds_method_in_half_stays_near_the_sum_as_written(spec: ConvSpec, method: str, largest: float) -> None:
+    """Of pixels after a Relu."""
+    random = np.random.default_rng(0)
+    x = np.maximum(random.standard_normal((1, spec.in_channels, spec.height, spec.width)), 0)
+    w = random.standard_normal((spec.out_channels, spec.in_channels, *spec.kernel)).astype(np.float32)
+    assert 1e-4 < winograd_error(spec, method, x, w / np.sqrt(w[0].size)) <= largest
+    assert method == "direct" or next(iter(dense_methods(spec, HALF))) == method
+    assert len(dense_methods(spec, HALF)) == 2
+
+
+def test_points_of_winograds_method_do_not_overflow_half_precision() -> None:
+    """A point of a 3x3 tile adds up four pixels: all of one sign in some of these 256 tiles."""
+    spec = ConvSpec(1, 1, 34, 34, 1, (3, 3))
+    x = 16000.0 * np.random.default_rng(0).choice([-1, 1], (1, 1, 34, 34))
+    assert winograd_error(spec, "winograd2", x, np.full((1, 1, 3, 3), 1 / 32, np.float32)) < 2e-3
+
+
+def test_tiles_of_odd_shapes_agree_in_half() -> None:
+    compare(grid()[::2], "winograd2", NATIVE)
 
 
 @pytest.fixture(scope="module")

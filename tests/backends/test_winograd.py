@@ -18,7 +18,7 @@ from backends.schedules.toom_cook import SIZES, ToomCook
 from backends.schedules.winograd import Tiling
 from backends.selection import choose_conv
 from backends.target import Target
-from tests.backends.schedules_harness import Library
+from tests.backends.schedules_harness import TOLERANCE, Library
 from tests.backends.test_schedules import (
     FEW,
     NATIVE,
@@ -124,7 +124,7 @@ def compare(specs: list[ConvSpec], method: str, on: Target) -> None:
     for spec, kernel in zip(specs, kernels, strict=True):
         arrays, expected, w, bias = conv_case(spec)
         actual = library.call(kernel, arrays | kernel.pack(w, bias), expected.shape)
-        assert np.linalg.norm(actual - expected) <= 1e-5 * np.linalg.norm(expected), spec
+        assert np.linalg.norm(actual - expected) <= TOLERANCE[on.dtype] * np.linalg.norm(expected), spec
 
 
 def errors(spec: ConvSpec, method: str, x: np.ndarray, w: np.ndarray) -> float:
