@@ -47,7 +47,8 @@ _PARTS, _FEWEST = (1, 2, 4), 16
 def tile_sizes(spec: ConvSpec, target: Target) -> tuple[int, ...]:
     """The values of m by which the method can compute this convolution; none where it does not apply.
 
-    In half precision the least alone: for 3x3 m = 4 is five times as far from the sum as written, m = 2 less than twice.
+    In half precision the least alone: for 3x3, m = 2 errs less than twice as much as the sum as written, m = 4 five
+    times as much.
     """
     square = spec.kernel[0] == spec.kernel[1] and spec.strides[0] == spec.strides[1] <= 2
     if not square or spec.dilations != (1, 1) or spec.groups != 1:
