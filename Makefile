@@ -26,7 +26,7 @@ help:
 	@echo "                  docs/arm-performance.md (Debian: apt-get install llvm-19 qemu-user; MODELS=…: less;"
 	@echo "                  ACCURACY=1000: what half precision costs a trained network alone)"
 	@echo "make bench-size   grouping and pruning of 10,000 layers and of 8 billion parameters"
-	@echo "make conformance  the ONNX node tests: round trip and native backend (long)"
+	@echo "make conformance  the ONNX node tests: round trip and native backend; the largest networks (long)"
 	@echo "make coverage     groups, prunable share and certificate of the zoo's architectures, then the whole test"
 	@echo "                  on every model of torchvision beside Torch-Pruning (long; MODELS=resnet18,swin_t: a few)"
 	@echo "make accuracy     accuracy of four networks after pruning, every criterion, beside Torch-Pruning (hours);"

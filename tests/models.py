@@ -17,6 +17,9 @@ LIGHT_MODELS = tuple(sorted(p.stem.removeprefix("light_") for p in _LIGHT.glob("
 SMALL_LIGHT_MODELS = ("densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet")
 """Those of less than 110 MB."""
 
+LONG_LIGHT_MODELS = ("vgg19", "zfnet512")
+"""Those of hundreds of MB in fully connected layers; bvlc_alexnet is of their kind, and smaller."""
+
 
 _PER_CHANNEL = ("BatchNormalization", "Mul", "Add")
 
